@@ -1,0 +1,337 @@
+"""``bundle.json``: what a bundle says of itself (format version 1).
+
+The dataclasses below *are* the format; ARCHITECTURE.md describes them for readers of other languages.
+Reading is strict: an unknown or missing key, a wrong type or a value out of range refuses the bundle, with
+all findings at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from primelens.errors import BundleError, BundleVersionError
+from primelens.preprocessing import Preprocessing
+from primelens.schema import decode, encode
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "DecoderSpec",
+    "Domain",
+    "FileRecord",
+    "Generation",
+    "HeadSpec",
+    "Manifest",
+    "Source",
+    "TapSpec",
+    "TowerSpec",
+    "plain_file_name",
+]
+
+FORMAT = "primelens-bundle"
+FORMAT_VERSION = 1
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def plain_file_name(name: str) -> bool:
+    """Whether ``name`` may be a file of a bundle: ASCII letters, digits, ``._-``; no folder, no dot first."""
+    return bool(_NAME.fullmatch(name))
+
+
+def _positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
+
+
+def _digest(name: str, text: str) -> None:
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"{name} {text!r} is not a SHA-256 in lower-case hexadecimal")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 (hex) of one file beside the manifest."""
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size is {self.size}; it cannot be negative")
+        _digest("sha256", self.sha256)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from.
+
+    Attributes:
+        checkpoint: the name given to the exporter (a folder's last part or a hub id).
+        revision: the hub commit, if any.
+        architecture: the transformers class that the weights were proved against.
+        digest: `primelens.identity.weights_digest` of all the source's tensors.
+    """
+
+    checkpoint: str
+    revision: str | None
+    architecture: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        _digest("digest", self.digest)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What pictures the model was made for, and how the runtime notices others.
+
+    Attributes:
+        description: one sentence for people.
+        notice: the one-line warning for a picture outside of it.
+        detector: name of the safetensors file that holds the fitted detector, or null for none.
+        threshold: scores above it are outside; see `primelens.domain`.
+    """
+
+    description: str
+    notice: str | None = None
+    detector: str | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.detector is None) != (self.threshold is None):
+            raise ValueError("detector and threshold go together")
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """One named output of the tower: ``[B, *shape]`` float32, keyed by ``identity``."""
+
+    identity: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _digest("identity", self.identity)
+        _positive(**{f"shape[{i}]": n for i, n in enumerate(self.shape)})
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """The locked side.
+
+    Attributes:
+        family: the tower family's registered name (``vit``, ``feature_map_tower``).
+        graph: ONNX file: ``pixel_values [B, 3, H, W]`` float32 in, one output per tap; null in a text-only
+            bundle.
+        variant: precision and recipe of the computation, part of a kept embedding's key (``fp32``).
+        taps: tap name → shape and identity.
+        preprocessing: the complete declarative specification.
+    """
+
+    family: str
+    graph: str | None
+    variant: str
+    taps: Mapping[str, TapSpec]
+    preprocessing: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The tuned decoder's graph and the sizes that its caches are allocated from.
+
+    Attributes:
+        graph: ONNX file, inputs and outputs as ARCHITECTURE.md, "Graph contract", lists them.
+        layers, kv_heads, head_dim: of the self-attention cache, ``[R, kv_heads, S, head_dim]`` per layer.
+        vocab_size: width of the logits.
+        max_positions: the longest sequence (prompt and new tokens) that positions exist for.
+    """
+
+    graph: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+
+    def __post_init__(self) -> None:
+        _positive(
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_positions,
+        )
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Decoding defaults, as the source checkpoint's ``generate`` would resolve them.
+
+    Attributes:
+        start_tokens: the ids that every sequence starts with (not part of the result's ``tokens``).
+        eos_tokens: any of these ends a sequence.
+        pad_token: what a finished row is filled with.
+        max_new_tokens: the default length limit.
+        settings: every other field of the source's generation_config that is not transformers' default,
+            under transformers' own names (``num_beams``, ``no_repeat_ngram_size``, ...).
+    """
+
+    start_tokens: tuple[int, ...]
+    eos_tokens: tuple[int, ...]
+    pad_token: int
+    max_new_tokens: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.start_tokens:
+            raise ValueError("start_tokens is empty")
+        _positive(max_new_tokens=self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One tuned text side.
+
+    Attributes:
+        kind: what it answers to.
+        family: the exporter family that made it, and whose text handling the runtime follows.
+        tap: which of the tower's taps it reads.
+        connector: ONNX file from the tap to ``cross_key.i``/``cross_value.i``; null where there is none.
+        decoder: the decoder graph and its sizes.
+        tokenizer: a ``tokenizer.json``.
+        generation: decoding defaults.
+        precision: ``fp32`` or ``int8``.
+        digest: `weights_digest` of the head's source tensors.
+    """
+
+    kind: Literal["caption", "answer", "rank", "generate"]
+    family: str
+    tap: str
+    connector: str | None
+    decoder: DecoderSpec
+    tokenizer: str
+    generation: Generation
+    precision: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        _digest("digest", self.digest)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of ``bundle.json``.
+
+    Attributes:
+        format, format_version: `FORMAT`, `FORMAT_VERSION`.
+        name: short name, for people and for result rows.
+        producer: package → version, of what wrote the bundle.
+        source: where the weights came from.
+        license: SPDX expression or null where the source states none.
+        domain: what pictures it was made for.
+        tower, heads: the two sides of the seam.
+        golden: safetensors file with golden inputs and outputs, or null.
+        files: every file of the bundle but ``bundle.json`` itself.
+        parity: what was compared with the source, and with what result.
+    """
+
+    format: str
+    format_version: int
+    name: str
+    producer: Mapping[str, str]
+    source: Source
+    license: str | None
+    domain: Domain
+    tower: TowerSpec
+    heads: Mapping[str, HeadSpec]
+    golden: str | None
+    files: Mapping[str, FileRecord]
+    parity: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it is written: indented UTF-8 JSON with a final newline."""
+        text = json.dumps(encode(self), indent=1, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode("utf-8")
+
+    @staticmethod
+    def from_bytes(data: bytes, *, where: str = "bundle.json") -> Manifest:
+        """Parse and check; raises `BundleVersionError` or `BundleError` with every finding."""
+        remedy = "Export the checkpoint again, or fetch an unaltered copy of the bundle."
+        try:
+            raw = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            raise BundleError(f"{where} is not valid JSON: {error}.", remedy=remedy) from error
+        _check_version(raw, where)
+        problems: list[str] = []
+        manifest = decode(Manifest, raw, where="bundle", problems=problems)
+        if manifest is not None:
+            problems += _dangling(manifest)
+        if manifest is None or problems:
+            raise BundleError(f"{where} is malformed:", remedy=remedy, problems=problems)
+        return manifest
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return result
+
+
+def _check_version(raw: Any, where: str) -> None:
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise BundleError(
+            f"{where} is not a primelens bundle's manifest (no format {FORMAT!r}).",
+            remedy="Give the folder that `primelens export` wrote.",
+        )
+    version = raw.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{where} has format version {version}; this primelens reads up to {FORMAT_VERSION}.",
+            remedy="Upgrade primelens: pip install -U primelens.",
+        )
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{where} has format version {version!r}, which no primelens has written.",
+            remedy="Fetch an unaltered copy of the bundle.",
+        )
+
+
+def _references(manifest: Manifest) -> dict[str, str | None]:
+    """Place in the manifest → the file that it names."""
+    places = {"tower.graph": manifest.tower.graph, "golden": manifest.golden}
+    places["domain.detector"] = manifest.domain.detector
+    for name, head in manifest.heads.items():
+        places[f"heads.{name}.connector"] = head.connector
+        places[f"heads.{name}.decoder.graph"] = head.decoder.graph
+        places[f"heads.{name}.tokenizer"] = head.tokenizer
+    return places
+
+
+def _dangling(manifest: Manifest) -> list[str]:
+    """Everything that fits its type but not its neighbours."""
+    problems = [
+        f"bundle.files: {name!r} is not a plain file name"
+        for name in manifest.files
+        if not plain_file_name(name) or name == "bundle.json"
+    ]
+    for place, file in _references(manifest).items():
+        if file is not None and file not in manifest.files:
+            problems.append(f"bundle.{place}: {file!r} is not listed under files")
+    for name, head in manifest.heads.items():
+        if head.tap not in manifest.tower.taps:
+            problems.append(f"bundle.heads.{name}.tap: the tower has no tap {head.tap!r}")
+        ids = (*head.generation.start_tokens, *head.generation.eos_tokens, head.generation.pad_token)
+        if any(not 0 <= token < head.decoder.vocab_size for token in ids):
+            problems.append(f"bundle.heads.{name}.generation: a token id lies outside the vocabulary")
+    try:
+        Preprocessing.from_dict(dict(manifest.tower.preprocessing))
+    except BundleError as error:
+        problems += [f"bundle.tower.preprocessing: {p}" for p in error.problems or (error.message,)]
+    return problems
