@@ -1,8 +1,8 @@
 """Lay the import package out as real folders of symbolic links, for tools that read files.
 
 The folders of this repository become one package through setuptools' ``package-dir`` table, which
-type checkers do not read. ``python .ci/package_tree.py FOLDER`` makes ``FOLDER/primelens`` from that
-very table, one link per file, so that ``mypy -p primelens`` checks what a wheel would hold.
+type checkers do not read. ``python .ci/package_tree.py FOLDER`` makes ``FOLDER/primelens`` from
+that very table, one link per file, so that ``mypy -p primelens`` checks what a wheel would hold.
 """
 
 from __future__ import annotations
