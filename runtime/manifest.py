@@ -208,6 +208,7 @@ class HeadSpec:
         generation: decoding defaults.
         precision: ``fp32`` or ``int8``.
         digest: `weights_digest` of the head's source tensors.
+        clean_up_spaces: decode text as transformers' ``clean_up_tokenization_spaces`` does.
     """
 
     kind: Literal["caption", "answer", "rank", "generate"]
@@ -219,6 +220,7 @@ class HeadSpec:
     generation: Generation
     precision: str
     digest: str
+    clean_up_spaces: bool = False
 
     def __post_init__(self) -> None:
         _digest("digest", self.digest)

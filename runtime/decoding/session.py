@@ -1,0 +1,167 @@
+"""Executes decode steps: owns the KV cache, the cross-attention K/V and every buffer of a step.
+
+All buffers are allocated and bound once per session. A session holds ``rows`` sequences over ``images``
+pictures: row ``r`` reads the cross-attention K/V of picture ``r // (rows // images)``, so that the beams or
+questions of one picture share one copy. The self-attention cache is written in place: the same buffer is
+bound as past and as present.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.engine import Array, BoundCall, Graph
+from primelens.errors import EngineError, PromptError
+from primelens.manifest import DecoderSpec
+
+__all__ = ["DecoderSession", "Step", "capacity_for"]
+
+_BLOCK = 32  # capacities are rounded up to it, so that sessions are used again
+
+
+@dataclass(frozen=True)
+class Step:
+    """What every row is to be fed next.
+
+    Attributes:
+        tokens: ``[R, T]`` int64, padded on the right.
+        lengths: ``[R]`` int64, how many of a row's T tokens count. 0 parks a finished row: it is computed with
+            the others, but nothing of it is kept.
+        parents: ``[R]`` int64, the row whose past each row continues (beams); None for its own.
+    """
+
+    tokens: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    parents: NDArray[np.int64] | None = None
+
+
+def capacity_for(tokens: int, spec: DecoderSpec) -> int:
+    """Cache positions to allocate for sequences of up to ``tokens`` tokens."""
+    return min(-(-tokens // _BLOCK) * _BLOCK, -(-spec.max_positions // _BLOCK) * _BLOCK)
+
+
+class DecoderSession:
+    """Buffers and bound calls for a fixed number of rows.
+
+    Args:
+        graph: the decoder graph.
+        spec: its sizes.
+        rows: number of sequences R.
+        capacity: cache positions per row S.
+        cross: cross-attention input name → ``[I, H, L, D]`` float32 buffer, I a divisor of R; they may be
+            filled anew between sequences (`primelens.model` binds the connector's outputs to them).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        spec: DecoderSpec,
+        *,
+        rows: int,
+        capacity: int,
+        cross: dict[str, Array],
+    ) -> None:
+        self._graph, self.spec, self.rows, self.capacity = graph, spec, rows, capacity
+        self.cross = cross
+        shape = (rows, spec.kv_heads, capacity, spec.head_dim)
+        self._cache = {
+            f"{kind}.{layer}": np.zeros(shape, np.float32)
+            for layer in range(spec.layers)
+            for kind in ("key", "value")
+        }
+        self._past = np.zeros(rows, np.int64)
+        self._seqlens = np.zeros(rows, np.int32)
+        self._total = np.zeros((), np.int32)
+        self._logits_rows = np.zeros(rows, np.int64)
+        self.logits = np.zeros((rows, spec.vocab_size), np.float32)
+        self._inputs: dict[int, tuple[Array, Array]] = {}
+        self._calls: dict[int, BoundCall] = {}
+
+    def reset(self) -> None:
+        """Forget all sequences; buffers stay."""
+        self._past[:] = 0
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """``[R]`` tokens in each row's past (a copy)."""
+        return self._past.copy()
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """Feed one step to every row.
+
+        Returns:
+            ``[R, V]`` float32 logits after each row's last token: the session's own buffer, overwritten by the
+            next call.
+
+        Raises:
+            PromptError: a row would grow beyond the capacity.
+            EngineError: the logits are not finite.
+        """
+        if step.parents is not None:
+            self._reorder(step.parents)
+        rows, width = step.tokens.shape
+        longest = int((self._past + np.maximum(step.lengths, 1)).max())
+        if longest > self.capacity or rows != self.rows:
+            raise PromptError(
+                f"{rows} sequences of {longest} tokens do not fit a session of {self.rows} x "
+                f"{self.capacity}.",
+                remedy="Shorten the prompt or lower max_new_tokens.",
+            )
+        self._write(step, width)
+        self._call(width).run()
+        self._past += step.lengths
+        if not np.isfinite(self.logits.max()):
+            raise EngineError(
+                "The decoder's logits are not finite.",
+                remedy="The weights or the picture's embedding hold NaN: run `primelens verify`.",
+            )
+        return self.logits
+
+    def _write(self, step: Step, width: int) -> None:
+        tokens, positions = self._buffers(width)
+        counted = np.maximum(step.lengths, 1)  # a parked row writes one slot that is never read
+        tokens[:] = step.tokens
+        np.add(self._past[:, None], np.arange(width), out=positions)
+        np.minimum(positions, self.spec.max_positions - 1, out=positions)
+        self._seqlens[:] = self._past + counted - 1
+        self._total[...] = (self._past + counted).max()
+        self._logits_rows[:] = np.arange(self.rows) * width + counted - 1
+
+    def _buffers(self, width: int) -> tuple[Array, Array]:
+        if width not in self._inputs:
+            shape = (self.rows, width)
+            self._inputs[width] = (np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+        return self._inputs[width]
+
+    def _call(self, width: int) -> BoundCall:
+        if width not in self._calls:
+            tokens, positions = self._inputs[width]
+            inputs = {
+                "input_ids": tokens,
+                "position_ids": positions,
+                "seqlens_k": self._seqlens,
+                "total_sequence_length": self._total,
+                "logits_rows": self._logits_rows,
+                **{f"past_{name}": buffer for name, buffer in self._cache.items()},
+                **self.cross,
+            }
+            outputs = {
+                "logits": self.logits,
+                **{f"present_{name}": buffer for name, buffer in self._cache.items()},
+            }
+            self._calls[width] = self._graph.bind(inputs, outputs)
+        return self._calls[width]
+
+    def _reorder(self, parents: NDArray[np.int64]) -> None:
+        """Let row r continue row ``parents[r]``: only changed rows, only filled positions are copied."""
+        changed = np.flatnonzero(parents != np.arange(self.rows))
+        if not changed.size:
+            return
+        sources = parents[changed]
+        filled = int(self._past[sources].max())
+        for buffer in self._cache.values():
+            buffer[changed, :, :filled] = buffer[sources, :, :filled]
+        self._past[changed] = self._past[sources]

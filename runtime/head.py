@@ -1,0 +1,257 @@
+"""A caption head at work: the tuned side of the seam, from a tap to text.
+
+A head owns a pool of decode sessions, one per (images, rows per image, capacity), so that a request finds
+its buffers allocated and bound. A session serves one request at a time; concurrent requests get their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.bundle import Bundle
+from primelens.decoding.loop import decode
+from primelens.decoding.search import Continuation, Greedy, Limits
+from primelens.decoding.session import DecoderSession, Step, capacity_for
+from primelens.engine import Array, BoundCall, Engine, Graph
+from primelens.errors import BundleError, CancelledError, InputError, OptionError, PromptError
+from primelens.manifest import DecoderSpec, HeadSpec
+from primelens.options import CaptionOptions
+from primelens.results import EncodedImage
+from primelens.text import TokenText
+
+__all__ = ["CaptionHead", "Progress"]
+
+logger = logging.getLogger("primelens.head")
+
+_POOLED_SESSIONS = 4
+
+
+@dataclass
+class Progress:
+    """The state of a running decode: continuations so far, and seconds spent."""
+
+    results: Sequence[Continuation]
+    connector: float = 0.0
+    prefill: float = 0.0
+    step: float = 0.0
+
+
+@dataclass
+class _Workspace:
+    """A session with the connector bound in front of it."""
+
+    key: tuple[int, int]
+    tap: Array
+    connect: BoundCall
+    session: DecoderSession
+
+
+class CaptionHead:
+    """One head of a bundle; thread-safe.
+
+    Args:
+        bundle: where its files lie.
+        name: its name in the manifest.
+        engine: opens its graphs.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, engine: Engine) -> None:
+        spec = bundle.manifest.heads[name]
+        if spec.connector is None:
+            raise BundleError(f"The head {name!r} has no connector, which {spec.kind!r} heads need.")
+        self.spec: HeadSpec = spec
+        self.identity = bundle.manifest.tower.taps[spec.tap].identity
+        self._tap_shape = bundle.manifest.tower.taps[spec.tap].shape
+        self.text = TokenText(bundle.path(spec.tokenizer), clean_up=spec.clean_up_spaces)
+        self._connector = engine.open(bundle.path(spec.connector))
+        self._decoder = engine.open(bundle.path(spec.decoder.graph))
+        problems = _contract_problems(self._connector, self._decoder, spec, self._tap_shape)
+        if problems:
+            raise BundleError(
+                f"The graphs of the head {name!r} do not fit the manifest:",
+                remedy="Export the checkpoint again.",
+                problems=problems,
+            )
+        self._cross_shapes = {
+            key: tuple(n or 1 for n in tensor.shape[1:]) for key, tensor in self._connector.outputs.items()
+        }
+        self._free: OrderedDict[int, _Workspace] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def prompt(self, options: CaptionOptions) -> list[int]:
+        """The ids that a sequence starts with."""
+        start = list(self.spec.generation.start_tokens)
+        return start if options.prompt is None else start + self.text.encode(options.prompt)
+
+    def limits(self, prompts: Sequence[Sequence[int]], options: CaptionOptions) -> Limits:
+        """When sequences end: options over the checkpoint's defaults, within the positions."""
+        generation = self.spec.generation
+        wanted = options.max_new_tokens or generation.max_new_tokens
+        least = options.min_new_tokens or 0
+        positions = self.spec.decoder.max_positions
+        longest = max(len(prompt) for prompt in prompts)
+        if longest >= positions:
+            raise PromptError(
+                f"The prompt has {longest} tokens; the model has positions for {positions}.",
+                remedy="Shorten the prompt.",
+            )
+        if options.max_new_tokens is not None and longest + wanted > positions + 1:
+            raise OptionError(
+                f"max_new_tokens is {wanted}; with a prompt of {longest} tokens the model has room "
+                f"for {positions + 1 - longest}.",
+                remedy="Lower max_new_tokens.",
+            )
+        # The last new token is never fed, so it needs no position.
+        room = tuple(min(wanted, positions + 1 - len(prompt)) for prompt in prompts)
+        return Limits(
+            eos_tokens=generation.eos_tokens,
+            pad_token=generation.pad_token,
+            max_new_tokens=room,
+            min_new_tokens=min(least, min(room)),
+        )
+
+    def decode(self, images: Sequence[EncodedImage], options: CaptionOptions) -> Iterator[Progress]:
+        """Decode one caption per image; yields after every step, the same object each time."""
+        prompts = [self.prompt(options) for _ in images]
+        limits = self.limits(prompts, options)
+        need = max(len(p) + n for p, n in zip(prompts, limits.max_new_tokens, strict=True))
+        search = Greedy(prompts, limits)
+        progress = Progress(search.results)
+        workspace = self._take(len(images), capacity_for(need, self.spec.decoder))
+        try:
+            progress.connector = self._connect(workspace, images)
+            before = time.perf_counter()
+            for number, _ in enumerate(decode(workspace.session, search, _cancel(options))):
+                now = time.perf_counter()
+                if number == 0:
+                    progress.prefill = now - before
+                else:
+                    progress.step += now - before
+                yield progress
+                before = time.perf_counter()
+        finally:
+            self._give_back(workspace)
+
+    def forced_logits(self, image: EncodedImage, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """``[N, V]`` float32 logits before each of the N ``tokens``, fed one by one (teacher forcing).
+
+        Args:
+            image: the encoded picture.
+            tokens: the continuation to force, after the head's start tokens.
+        """
+        prompt = self.prompt(CaptionOptions())
+        workspace = self._take(1, capacity_for(len(prompt) + len(tokens), self.spec.decoder))
+        try:
+            self._connect(workspace, [image])
+            workspace.session.reset()
+            rows = []
+            for fed in ([prompt] + [[token] for token in tokens])[: len(tokens)]:
+                step = Step(np.array([fed], np.int64), np.array([len(fed)], np.int64))
+                rows.append(workspace.session.run(step)[0].copy())
+            return np.stack(rows)
+        finally:
+            self._give_back(workspace)
+
+    def _connect(self, workspace: _Workspace, images: Sequence[EncodedImage]) -> float:
+        start = time.perf_counter()
+        for row, image in enumerate(images):
+            self._check(image)
+            workspace.tap[row] = image.taps[self.spec.tap]
+        workspace.connect.run()
+        return time.perf_counter() - start
+
+    def _check(self, image: EncodedImage) -> None:
+        found = image.identities.get(self.spec.tap)
+        if found != self.identity:
+            raise InputError(
+                f"{image.name}: this encoded image comes from another tower "
+                f"({(found or 'no such tap')[:12]}, this bundle's is {self.identity[:12]}).",
+                remedy="Encode the picture with this model.",
+            )
+
+    def _take(self, images: int, capacity: int) -> _Workspace:
+        with self._lock:
+            for token, workspace in self._free.items():
+                if workspace.key[0] == images and workspace.key[1] >= capacity:
+                    del self._free[token]
+                    return workspace
+        return self._build(images, capacity)
+
+    def _give_back(self, workspace: _Workspace) -> None:
+        with self._lock:
+            self._free[id(workspace)] = workspace
+            while len(self._free) > _POOLED_SESSIONS:
+                self._free.popitem(last=False)
+
+    def _build(self, images: int, capacity: int) -> _Workspace:
+        logger.debug("new session: %d images, capacity %d", images, capacity)
+        tap = np.zeros((images, *self._tap_shape), np.float32)
+        cross: dict[str, Array] = {
+            name: np.zeros((images, *shape), np.float32) for name, shape in self._cross_shapes.items()
+        }
+        connect = self._connector.bind({self.spec.tap: tap}, cross)
+        session = DecoderSession(
+            self._decoder, self.spec.decoder, rows=images, capacity=capacity, cross=cross
+        )
+        return _Workspace((images, capacity), tap, connect, session)
+
+
+def _cancel(options: CaptionOptions) -> Callable[[], None]:
+    event = options.cancel
+
+    def check() -> None:
+        if event is not None and event.is_set():
+            raise CancelledError("The call was cancelled.")
+
+    return check
+
+
+def _contract_problems(connector: Graph, decoder: Graph, spec: HeadSpec, tap: tuple[int, ...]) -> list[str]:
+    """Where the graphs' inputs and outputs differ from ARCHITECTURE.md, "Graph contract"."""
+    sizes: DecoderSpec = spec.decoder
+    past = (None, sizes.kv_heads, None, sizes.head_dim)
+    wanted: dict[str, tuple[int | None, ...]] = {
+        "input_ids": (None, None),
+        "position_ids": (None, None),
+        "seqlens_k": (None,),
+        "total_sequence_length": (),
+        "logits_rows": (None,),
+    }
+    for layer in range(sizes.layers):
+        wanted |= {f"past_{kind}.{layer}": past for kind in ("key", "value")}
+        wanted |= {
+            name: connector.outputs[name].shape
+            for name in (f"cross_key.{layer}", f"cross_value.{layer}")
+            if name in connector.outputs
+        }
+    problems = _differences("decoder input", wanted, {k: v.shape for k, v in decoder.inputs.items()})
+    results: dict[str, tuple[int | None, ...]] = {"logits": (None, sizes.vocab_size)}
+    for layer in range(sizes.layers):
+        results |= {f"present_{kind}.{layer}": past for kind in ("key", "value")}
+    problems += _differences("decoder output", results, {k: v.shape for k, v in decoder.outputs.items()})
+    inputs = {k: v.shape for k, v in connector.inputs.items()}
+    return problems + _differences("connector input", {spec.tap: (None, *tap)}, inputs)
+
+
+def _differences(
+    what: str,
+    wanted: dict[str, tuple[int | None, ...]],
+    found: dict[str, tuple[int | None, ...]],
+) -> list[str]:
+    problems = [f"{what} {name!r} is missing" for name in wanted if name not in found]
+    problems += [f"{what} {name!r} is not in the contract" for name in found if name not in wanted]
+    for name in wanted.keys() & found.keys():
+        fits = len(wanted[name]) == len(found[name]) and all(
+            a is None or b is None or a == b for a, b in zip(wanted[name], found[name], strict=True)
+        )
+        if not fits:
+            problems.append(f"{what} {name!r} has shape {found[name]}, expected {wanted[name]}")
+    return problems

@@ -1,0 +1,342 @@
+"""A loaded bundle: pictures in, captions out.
+
+Thread safety: a `Model` may be used from several threads at once; every request has its own buffers. The
+results are immutable. A call is cancelled through `CaptionOptions.cancel`, a stream also by closing it.
+Loggers: ``primelens.model``, ``primelens.head``, ``primelens.engine`` (all under ``primelens``), at DEBUG
+for what was opened and at WARNING for what a user ought to know; nothing is logged per request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from primelens.bundle import Bundle, open_bundle
+from primelens.decoding.search import Continuation
+from primelens.domain import DomainDetector
+from primelens.engine import Engine, Graph
+from primelens.engine_onnx import OnnxEngine
+from primelens.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    ModelNotFoundError,
+)
+from primelens.head import CaptionHead, Progress
+from primelens.hub import resolve
+from primelens.images import SourceImage, read_image
+from primelens.manifest import Manifest
+from primelens.options import CaptionOptions, LoadOptions
+from primelens.preprocessing import Preprocessing
+from primelens.results import Caption, EncodedImage, Failure, Piece, Timings
+from primelens.text import TextStream
+
+if TYPE_CHECKING:
+    from primelens.images import ImageSource
+
+__all__ = ["Model", "load"]
+
+logger = logging.getLogger("primelens.model")
+
+# transformers' generation settings that this version obeys, or that do not change a greedy result.
+_HONOURED = frozenset({"max_length", "max_new_tokens", "min_length", "use_cache", "do_sample"})
+
+
+def load(
+    name: str | Path = "default",
+    *,
+    options: LoadOptions = LoadOptions(),  # noqa: B008 - frozen, hence safe to share
+    engine: Engine | None = None,
+) -> Model:
+    """Open a bundle.
+
+    Args:
+        name: a bundle's folder, ``"default"`` for the shipped model, or a hub id ``owner/name``.
+        options: how to open it.
+        engine: another inference engine than ONNX Runtime on the CPU.
+
+    Raises:
+        ModelNotFoundError: nothing is found under that name.
+        BundleError: the bundle is incomplete, altered, malformed or newer than this primelens.
+        DependencyError: no ONNX Runtime is installed, or two are.
+    """
+    folder = resolve(str(name), revision=options.revision)
+    bundle = open_bundle(folder, check=options.check)
+    return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin))
+
+
+class Model:
+    """A bundle with its graphs; made by `load`.
+
+    Args:
+        bundle: a checked bundle.
+        engine: opens its graphs; all of them are opened here, side by side.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._bundle = bundle
+        manifest = bundle.manifest
+        self._preprocessing = Preprocessing.from_dict(dict(manifest.tower.preprocessing))
+        self._identities = {name: tap.identity for name, tap in manifest.tower.taps.items()}
+        names = [name for name, head in manifest.heads.items() if head.kind == "caption"]
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            tower: Future[Graph | None] = pool.submit(_open_tower, bundle, engine)
+            heads = {name: pool.submit(CaptionHead, bundle, name, engine) for name in names}
+            self._tower = tower.result()
+            self._heads = {name: head.result() for name, head in heads.items()}
+        self._domain = DomainDetector.of(bundle)
+        self.engine_name = engine.name
+        for name, head in self._heads.items():
+            _warn_of_settings(manifest.name, name, head.spec.generation.settings)
+
+    @property
+    def name(self) -> str:
+        """The bundle's short name."""
+        return self.manifest.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle lies."""
+        return self._bundle.folder
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The complete preprocessing specification."""
+        return self._preprocessing
+
+    def head(self, kind: str = "caption") -> CaptionHead:
+        """The first head of a kind; raises `InputError` if the bundle has none."""
+        for head in self._heads.values():
+            if head.spec.kind == kind:
+                return head
+        raise InputError(
+            f"The bundle {self.name!r} has no {kind} head.",
+            remedy=f"It has: {', '.join(self.manifest.heads) or 'none'}.",
+        )
+
+    def encode(self, image: ImageSource) -> EncodedImage:
+        """Run the locked tower over one picture.
+
+        Args:
+            image: path, bytes of an image file, PIL image, or uint8 array ``[H, W, 3]``, ``[H, W, 4]``,
+                ``[H, W]``.
+
+        Raises:
+            ImageError: the picture cannot be read, or exceeds a cap.
+        """
+        return self._encode([self._prepare(image)])[0]
+
+    @overload
+    def caption(self, images: ImageSource | EncodedImage, options: CaptionOptions = ...) -> Caption: ...
+    @overload
+    def caption(
+        self, images: Sequence[ImageSource | EncodedImage], options: CaptionOptions = ...
+    ) -> list[Caption]: ...
+    def caption(
+        self,
+        images: ImageSource | EncodedImage | Sequence[ImageSource | EncodedImage],
+        options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
+    ) -> Caption | list[Caption]:
+        """Caption one picture, or a list of pictures as one batch.
+
+        The result of a picture does not depend on its companions in the batch.
+
+        Args:
+            images: anything that `encode` takes, or what it returned; a list gives a list.
+            options: how to decode.
+
+        Raises:
+            ImageError: a picture cannot be read (`caption_batch` reports it as a row instead).
+            OptionError, PromptError: the options do not fit the model.
+            CancelledError: ``options.cancel`` was set.
+        """
+        if isinstance(images, (list, tuple)):
+            prepared = [self._prepare(image) for image in images]
+            return self._caption(self._encode(prepared), options) if prepared else []
+        single: Any = images
+        return self._caption(self._encode([self._prepare(single)]), options)[0]
+
+    def caption_batch(
+        self,
+        images: Iterable[ImageSource | EncodedImage],
+        options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
+        *,
+        batch_size: int = 8,
+    ) -> Iterator[Caption | Failure]:
+        """Caption any number of pictures lazily and in order; a bad picture is a `Failure` row.
+
+        Args:
+            images: anything that `caption` takes; consumed ``batch_size`` at a time.
+            options: how to decode.
+            batch_size: pictures per run of the tower and per decode batch.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
+        iterator = iter(images)
+        while chunk := list(islice(iterator, batch_size)):
+            prepared = [self._attempt(image) for image in chunk]
+            good = [item for item in prepared if not isinstance(item, Failure)]
+            captions = iter(self._caption(self._encode(good), options) if good else [])
+            for item in prepared:
+                yield item if isinstance(item, Failure) else next(captions)
+
+    def stream(
+        self,
+        image: ImageSource | EncodedImage,
+        options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
+    ) -> Iterator[Piece]:
+        """Caption one picture piece by piece; the last `Piece` carries the finished caption.
+
+        Closing the iterator ends the decoding.
+        """
+        encoded = self._encode([self._prepare(image)])
+        head = self.head()
+        text, seen = TextStream(head.text), 0
+        progress: Progress | None = None
+        for progress in head.decode(encoded, options):
+            for token in progress.results[0].tokens[seen:]:
+                seen += 1
+                if piece := text.push(token):
+                    yield Piece(piece)
+        assert progress is not None  # a decode has at least one step
+        yield Piece(text.finish(), self._results(encoded, progress, head)[0])
+
+    def _prepare(self, image: ImageSource | EncodedImage) -> _Prepared | EncodedImage:
+        if isinstance(image, EncodedImage):
+            return image
+        start = time.perf_counter()
+        source = read_image(image)
+        pixels = self._preprocessing(source)
+        return _Prepared(source, pixels, time.perf_counter() - start)
+
+    def _attempt(self, image: ImageSource | EncodedImage) -> _Prepared | EncodedImage | Failure:
+        try:
+            return self._prepare(image)
+        except InputError as error:
+            return Failure(_name(image), error)
+
+    def _encode(self, items: Sequence[_Prepared | EncodedImage]) -> list[EncodedImage]:
+        """Run the tower once over all items that are not encoded yet; keeps the order."""
+        fresh = [item for item in items if isinstance(item, _Prepared)]
+        if not fresh:
+            return [item for item in items if isinstance(item, EncodedImage)]
+        if self._tower is None:
+            raise ModelNotFoundError(
+                f"The bundle {self.name!r} has no tower, and {fresh[0].source.name} is not encoded.",
+                remedy="Encode the picture with a bundle that has the tower.",
+            )
+        start = time.perf_counter()
+        taps = self._tower.run({"pixel_values": np.stack([item.pixels for item in fresh])})
+        seconds = time.perf_counter() - start
+        for name, values in taps.items():
+            if not np.isfinite(values).all():
+                raise EngineError(
+                    f"The tower's output {name!r} is not finite.",
+                    remedy="The weights hold NaN: run `primelens verify` on the bundle.",
+                )
+        rows = iter(
+            EncodedImage(
+                taps={name: values[row].copy() for name, values in taps.items()},
+                identities=self._identities,
+                source=item.source.digest,
+                size=item.source.size,
+                name=item.source.name,
+                timings=Timings(preprocess=item.seconds, tower=seconds),
+            )
+            for row, item in enumerate(fresh)
+        )
+        return [item if isinstance(item, EncodedImage) else next(rows) for item in items]
+
+    def _caption(self, images: list[EncodedImage], options: CaptionOptions) -> list[Caption]:
+        head = self.head()
+        progress: Progress | None = None
+        for progress in head.decode(images, options):
+            pass
+        assert progress is not None  # a decode has at least one step
+        return self._results(images, progress, head)
+
+    def _results(self, images: list[EncodedImage], progress: Progress, head: CaptionHead) -> list[Caption]:
+        return [
+            self._result(image, continuation, progress, head)
+            for image, continuation in zip(images, progress.results, strict=True)
+        ]
+
+    def _result(
+        self, image: EncodedImage, row: Continuation, progress: Progress, head: CaptionHead
+    ) -> Caption:
+        timings = image.timings.plus(
+            connector=progress.connector, prefill=progress.prefill, step=progress.step
+        )
+        return Caption(
+            text=head.text.decode(row.tokens).strip(),
+            tokens=tuple(row.tokens),
+            logprob=float(sum(row.logprobs)),
+            token_logprobs=tuple(row.logprobs),
+            finish_reason=row.finish_reason or "length",
+            timings=timings,
+            image=image.name,
+            notice=self._domain.notice(image) if self._domain else None,
+        )
+
+
+class _Prepared:
+    """A picture read and preprocessed, not yet encoded."""
+
+    __slots__ = ("pixels", "seconds", "source")
+
+    def __init__(self, source: SourceImage, pixels: Any, seconds: float) -> None:
+        self.source, self.pixels, self.seconds = source, pixels, seconds
+
+
+def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
+    tower = bundle.manifest.tower
+    if tower.graph is None:
+        return None
+    graph = engine.open(bundle.path(tower.graph))
+    problems = [f"the tower graph has no output {tap!r}" for tap in tower.taps.keys() - graph.outputs.keys()]
+    problems += [
+        f"tap {name!r} has shape {graph.outputs[name].shape[1:]}, the manifest says {tap.shape}"
+        for name, tap in tower.taps.items()
+        if name in graph.outputs and graph.outputs[name].shape[1:] != tap.shape
+    ]
+    if set(graph.inputs) != {"pixel_values"}:
+        problems.append(f"the tower graph's inputs are {sorted(graph.inputs)}, not 'pixel_values'")
+    if problems:
+        raise BundleError(
+            "The tower's graph does not fit the manifest:",
+            remedy="Export the checkpoint again.",
+            problems=problems,
+        )
+    return graph
+
+
+def _warn_of_settings(model: str, head: str, settings: Any) -> None:
+    ignored = {key: value for key, value in settings.items() if key not in _HONOURED}
+    if ignored:
+        asked = ", ".join(f"{key}={value}" for key, value in ignored.items())
+        logger.warning(
+            "%s, head %s: decoding greedily; the checkpoint's generation_config also asks for %s",
+            model,
+            head,
+            asked,
+        )
+
+
+def _name(image: object) -> str:
+    if isinstance(image, (str, Path)):
+        return str(image)
+    if isinstance(image, EncodedImage):
+        return image.name
+    return f"<{type(image).__name__}>"

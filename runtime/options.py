@@ -1,0 +1,69 @@
+"""What a caller may ask for: one frozen dataclass per concern, checked when it is made."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from primelens.errors import OptionError
+
+__all__ = ["CaptionOptions", "LoadOptions"]
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number.")
+    if value < least:
+        raise OptionError(f"{name} is {value}; it must be at least {least}.")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a bundle is opened.
+
+    Attributes:
+        threads: threads of the inference engine; None lets the engine take one per physical core.
+        spin: idle engine threads spin (lower latency) instead of sleeping (lower CPU use).
+        check: "full" compares every file's SHA-256 with the manifest, "size" only sizes and links.
+        revision: commit, branch or tag, where the name is a hub id.
+    """
+
+    threads: int | None = None
+    spin: bool = True
+    check: Literal["full", "size"] = "full"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("threads", self.threads, 1)
+        if self.check not in ("full", "size"):
+            raise OptionError(f"check is {self.check!r}; it must be 'full' or 'size'.")
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """How a caption is decoded; None keeps what the source checkpoint's generation_config says.
+
+    Attributes:
+        max_new_tokens: longest caption in tokens, the end token included.
+        min_new_tokens: the end token is not allowed before that many tokens.
+        prompt: text that the caption continues; the result's text starts after it.
+        cancel: set this event from another thread and the call raises `CancelledError` before its
+            next step.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    prompt: str | None = None
+    cancel: threading.Event | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("min_new_tokens", self.min_new_tokens, 0)
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise OptionError(f"prompt is {self.prompt!r}; it must be a string.")
+        limit = self.max_new_tokens
+        if limit is not None and (self.min_new_tokens or 0) > limit:
+            raise OptionError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({limit}).")

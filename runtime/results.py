@@ -1,0 +1,119 @@
+"""What primelens returns: immutable, typed values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.errors import PrimelensError
+
+__all__ = ["Caption", "EncodedImage", "Failure", "Piece", "Timings"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one request went, in seconds.
+
+    In a batch, ``tower``, ``connector``, ``prefill`` and ``step`` are the time of the whole batch that the
+    request was part of; ``preprocess`` is its own.
+    """
+
+    preprocess: float = 0.0
+    tower: float = 0.0
+    connector: float = 0.0
+    prefill: float = 0.0
+    step: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Sum of all parts."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def as_milliseconds(self) -> dict[str, float]:
+        """Part → milliseconds, rounded to a microsecond."""
+        parts = {f.name: round(getattr(self, f.name) * 1e3, 3) for f in fields(self)}
+        return {**parts, "total": round(self.total * 1e3, 3)}
+
+    def plus(self, **seconds: float) -> Timings:
+        """A copy with the named parts increased."""
+        return replace(self, **{k: getattr(self, k) + v for k, v in seconds.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What the locked tower says about one picture; accepted wherever a picture is.
+
+    Attributes:
+        taps: tap name → ``[L, C]`` (or ``[C]``) float32, read-only.
+        identities: tap name → the tower's identity at that tap; a head refuses another tower's.
+        source: digest of the picture (`primelens.images.SourceImage.digest`).
+        size: the picture's (width, height) in pixels.
+        name: what the picture was called (path), for messages and result rows.
+        timings: preprocessing and tower.
+    """
+
+    taps: Mapping[str, NDArray[np.float32]]
+    identities: Mapping[str, str]
+    source: str
+    size: tuple[int, int]
+    name: str
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        for array in self.taps.values():
+            array.setflags(write=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the taps hold."""
+        return sum(array.nbytes for array in self.taps.values())
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption.
+
+    Attributes:
+        text: the caption, without special tokens, prompt and surrounding white space.
+        tokens: ids after the prompt, the end token included if it was reached.
+        logprob: natural-log probability of ``tokens`` given picture and prompt (sum over tokens).
+        token_logprobs: the summands.
+        finish_reason: "stop" for an end token, "length" for the token limit.
+        timings: where the time went.
+        image: what the picture was called.
+        notice: one line for the user, for example that the picture is outside the model's domain.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+    timings: Timings
+    image: str
+    notice: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture of a batch that could not be captioned; its neighbours were."""
+
+    image: str
+    error: PrimelensError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a streamed caption.
+
+    Attributes:
+        text: new text, never half a character; the pieces joined are the caption's text.
+        caption: the finished caption, with the last piece only.
+    """
+
+    text: str
+    caption: Caption | None = None

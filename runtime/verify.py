@@ -1,0 +1,156 @@
+"""Replays a bundle's golden outputs on this machine, without torch.
+
+The golden file holds pictures and what the *source model* said about them when the bundle was exported: the
+tower's taps, the greedy tokens, and the largest logits of every step. Replaying them proves that this
+engine, this CPU and this copy of the bundle still say the same. Tolerances stand in the manifest's parity
+block (``parity["golden"]``) and come from what the exporter's gate measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from primelens.errors import BundleError
+from primelens.images import read_image
+from primelens.model import Model, load
+from primelens.options import CaptionOptions, LoadOptions
+from primelens.results import EncodedImage
+
+__all__ = ["Check", "VerifyReport", "verify"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what, its result, and by how much."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one replay."""
+
+    bundle: str
+    engine: str
+    checks: tuple[Check, ...] = field(default_factory=tuple)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def lines(self) -> list[str]:
+        """One line per check, for people."""
+        return [f"{'ok' if c.passed else 'FAILED':6} {c.name}: {c.detail}" for c in self.checks]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        checks = [{"name": c.name, "passed": c.passed, "detail": c.detail} for c in self.checks]
+        return {
+            "bundle": self.bundle,
+            "engine": self.engine,
+            "passed": self.passed,
+            "checks": checks,
+        }
+
+
+def verify(folder: str | Path, *, options: LoadOptions | None = None) -> VerifyReport:
+    """Replay the golden outputs of a bundle.
+
+    Args:
+        folder: a bundle's folder, ``"default"``, or a hub id.
+        options: how to open it; the integrity check is always full.
+
+    Raises:
+        BundleError: the bundle is not sound, or has no golden file.
+    """
+    options = options or LoadOptions()
+    model = load(folder, options=LoadOptions(options.threads, options.spin, "full", options.revision))
+    golden = _golden(model)
+    checks: list[Check] = []
+    for number in range(len([name for name in golden if name.startswith("image.")])):
+        checks += _replay(model, golden, number)
+    return VerifyReport(str(model.folder), model.engine_name, tuple(checks))
+
+
+def _golden(model: Model) -> dict[str, NDArray[Any]]:
+    name = model.manifest.golden
+    if name is None:
+        raise BundleError(
+            f"The bundle {model.folder} has no golden outputs to replay.",
+            remedy="Compare it with its source: primelens verify BUNDLE --against CHECKPOINT.",
+        )
+    try:
+        golden = load_file(model.folder / name)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{model.folder / name} cannot be read: {error}.") from error
+    if "image.0" not in golden:
+        raise BundleError(f"{model.folder / name} holds no picture.")
+    return golden
+
+
+def _replay(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> list[Check]:
+    parity = model.manifest.parity.get("golden", {})
+    picture = golden[f"image.{number}"]
+    pixels = model.preprocessing(read_image(picture))
+    digest = hashlib.sha256(np.ascontiguousarray(pixels, "<f4").tobytes()).hexdigest()
+    wanted = parity.get("pixels_sha256", [])
+    same = number < len(wanted) and digest == wanted[number]
+    checks = [Check(f"picture {number}, pixels", same, "bit-equal" if same else "bits differ")]
+    encoded = model.encode(picture)
+    for tap, values in encoded.taps.items():
+        key = f"tap.{tap}.{number}"
+        if key in golden:
+            checks.append(_close(f"picture {number}, {tap}", values, golden[key], parity["tap_tolerance"]))
+    for name, head in model.manifest.heads.items():
+        key = f"tokens.{name}.{number}"
+        if head.kind == "caption" and key in golden:
+            checks.append(_tokens(model, encoded, golden[key], f"picture {number}, {name} tokens"))
+            checks.append(_logits(model, encoded, golden, name, number))
+    return checks
+
+
+def _close(name: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: float) -> Check:
+    if found.shape != wanted.shape:
+        return Check(name, False, f"shape {found.shape}, expected {wanted.shape}")
+    error = float(np.abs(found - wanted).max()) if found.size else 0.0
+    return Check(name, error <= tolerance, f"largest difference {error:.2e} (limit {tolerance:.2e})")
+
+
+def _tokens(model: Model, image: EncodedImage, wanted: NDArray[Any], name: str) -> Check:
+    options = CaptionOptions(max_new_tokens=len(wanted))
+    found = model.caption(image, options).tokens
+    if list(found) == wanted.tolist():
+        return Check(name, True, f"{len(found)} identical")
+    pairs = zip(found, wanted.tolist(), strict=False)
+    step = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+    return Check(name, False, f"differ from token {step} on: {list(found)[step : step + 3]}, "
+                 f"expected {wanted.tolist()[step : step + 3]}")  # fmt: skip
+
+
+def _logits(
+    model: Model, image: EncodedImage, golden: Mapping[str, NDArray[Any]], head: str, number: int
+) -> Check:
+    """Largest logits of every step, fed with the golden tokens."""
+    values = golden[f"logits.{head}.{number}"]
+    ids = golden[f"logits_ids.{head}.{number}"]
+    tokens = golden[f"tokens.{head}.{number}"]
+    found = model.head("caption").forced_logits(image, tokens.tolist())
+    return _close(
+        f"picture {number}, {head} logits",
+        np.take_along_axis(found, ids, axis=1),
+        values,
+        model.manifest.parity["golden"]["logits_tolerance"],
+    )
