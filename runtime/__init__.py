@@ -4,10 +4,11 @@
 
     import primelens
 
-    model = primelens.load()                   # the shipped model; or a bundle's folder, or a hub id
+    model = primelens.load()             # the shipped model; or a bundle's folder, or a hub id
     print(model.caption("photo.jpg").text)
 
-Importing primelens is cheap: the inference engine is imported when a graph is opened, and names below are
+Importing primelens is cheap: the inference engine is imported when a graph is opened, and names
+    below are
 resolved when they are first used.
 """
 

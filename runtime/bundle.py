@@ -1,9 +1,10 @@
 """Opening a bundle folder: everything is checked before any graph is opened.
 
-A bundle comes from somewhere else, so nothing in it is trusted: the manifest is size-capped and parsed
-strictly; every file must be listed, a regular file, not a symbolic link, not a hard link to a file outside,
-of the listed size and SHA-256; a file that is not listed refuses the bundle, because a graph could name it
-as its external weights. All findings are reported at once.
+A bundle comes from somewhere else, so nothing in it is trusted: the manifest is size-capped and
+    parsed
+strictly; every file must be listed, a regular file, not a symbolic link, not a hard link to a file
+outside, of the listed size and SHA-256; a file that is not listed refuses the bundle, because a
+graph could name it as its external weights. All findings are reported at once.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def open_bundle(folder: str | Path, *, check: Literal["full", "size"] = "full") 
     if check == "full":
         problems += _altered(folder, {name: manifest.files[name] for name in sound})
     if problems:
-        raise BundleError(f"The bundle {folder} is incomplete or altered:", remedy=_REMEDY, problems=problems)
+        raise BundleError(
+            f"The bundle {folder} is incomplete or altered:", remedy=_REMEDY, problems=problems
+        )
     return Bundle(folder, manifest)
 
 

@@ -1,10 +1,11 @@
 """Notices a picture outside the domain that a model was made for.
 
-A bundle may ship a detector: per-channel mean and inverse standard deviation of the tap averaged over its
+A bundle may ship a detector: per-channel mean and inverse standard deviation of the tap averaged
+    over its
 positions, fitted on pictures of the domain. The score of a picture is the mean squared standardised
-deviation, a diagonal Mahalanobis distance divided by the number of channels; about 1 inside the domain. It
-costs microseconds because the tap is there already. How well the threshold separates is measured when the
-model is built, and stands in its card.
+deviation, a diagonal Mahalanobis distance divided by the number of channels; about 1 inside the
+domain. It costs microseconds because the tap is there already. How well the threshold separates is
+measured when the model is built, and stands in its card.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """What primelens asks of an inference engine: arrays and names, never text.
 
-An `Engine` opens a graph file; a `Graph` runs it, either once over fresh arrays (`Graph.run`) or many times
-over the *same* buffers (`Graph.bind`), which is what the decode loop does: every array of a step is allocated
-once, written in place, and bound once. Implementations: `primelens.engine_onnx.OnnxEngine` (ONNX Runtime) and
+An `Engine` opens a graph file; a `Graph` runs it, either once over fresh arrays (`Graph.run`) or
+many times over the *same* buffers (`Graph.bind`), which is what the decode loop does: every array
+of a step is allocated
+once, written in place, and bound once. Implementations: `primelens.engine_onnx.OnnxEngine` (ONNX
+    Runtime) and
 `primelens.engine_fake.FakeEngine` (plain Python functions, for tests).
 
-Thread safety: a `Graph` may be run from several threads at once; a `BoundCall` owns its buffers and belongs
+Thread safety: a `Graph` may be run from several threads at once; a `BoundCall` owns its buffers and
+    belongs
 to one thread at a time.
 """
 
@@ -25,7 +28,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype (NumPy's name) and shape of a graph's input or output; None marks a free dimension."""
+    """Name, dtype (NumPy's name) and shape of a graph's input or output; None marks a free
+    dimension.
+    """
 
     name: str
     dtype: str

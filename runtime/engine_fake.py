@@ -52,7 +52,9 @@ class FakeGraph:
 
 
 class _FakeCall:
-    def __init__(self, graph: FakeGraph, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def __init__(
+        self, graph: FakeGraph, inputs: dict[str, Array], outputs: dict[str, Array]
+    ) -> None:
         self._graph, self._inputs, self._outputs = graph, inputs, outputs
 
     def run(self) -> None:

@@ -1,8 +1,9 @@
 """ONNX Runtime behind the `primelens.engine.Engine` protocol.
 
 ONNX Runtime is imported when a graph is opened, not when primelens is. Hot calls are pre-bound: an
-``OrtValue`` made by ``ortvalue_from_numpy`` shares its memory with the NumPy array on CPU, so a step writes
-its arrays in place and calls ``run_with_iobinding`` (4-8 µs of overhead, against 7-72 µs of ``run``).
+``OrtValue`` made by ``ortvalue_from_numpy`` shares its memory with the NumPy array on CPU, so a
+step writes its arrays in place and calls ``run_with_iobinding`` (4-8 µs of overhead, against 7-72
+µs of ``run``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
 
 from primelens.engine import Array, BoundCall, TensorSpec
 from primelens.errors import EngineError
@@ -51,7 +51,9 @@ class OnnxEngine:
     def open(self, path: Path) -> OnnxGraph:
         ort = _onnxruntime()
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only: warnings of the optimiser mean nothing to users
+        options.log_severity_level = (
+            3  # errors only: warnings of the optimiser mean nothing to users
+        )
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -126,13 +128,17 @@ class _OnnxCall:
 
     def _share(self, ort: Any, key: str, array: Array) -> Any:
         if not (array.flags.c_contiguous and array.flags.writeable and array.dtype.isnative):
-            raise EngineError(f"The buffer for {key!r} of {self._name} must be contiguous and writeable.")
+            raise EngineError(
+                f"The buffer for {key!r} of {self._name} must be contiguous and writeable."
+            )
         known = self._values.get(id(array))
         if known is None:
             known = ort.OrtValue.ortvalue_from_numpy(array)
             self._values[id(array)] = known
             if array.size and known.data_ptr() != array.ctypes.data:
-                raise EngineError(f"ONNX Runtime copied the buffer for {key!r} instead of sharing it.")
+                raise EngineError(
+                    f"ONNX Runtime copied the buffer for {key!r} instead of sharing it."
+                )
         return known
 
     def run(self) -> None:
@@ -154,7 +160,7 @@ def _specifications(arguments: Any) -> dict[str, TensorSpec]:
 def _failed(name: str, error: Exception) -> EngineError:
     return EngineError(
         f"ONNX Runtime failed while running {name}: {error}",
-        remedy="Check the bundle with `primelens verify`; if it passes, please report this message.",
+        remedy="Check the bundle with `primelens verify`; if it passes, report this message.",
     )
 
 

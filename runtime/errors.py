@@ -5,7 +5,7 @@ The tree::
     PrimelensError                 anything below; catch this one at the edge of an application
     ├── InputError                 what the caller handed in for *this* request is at fault
     │   ├── ImageError             a picture cannot be read, or exceeds a cap
-    │   ├── PromptError            a prompt or question is empty, too long, or not supported by the head
+    │   ├── PromptError            a prompt or question is empty, too long, or unsupported
     │   └── OptionError            an option is unknown, out of range, or contradicts another
     ├── BundleError                a bundle folder is incomplete, altered, linked, malformed
     │   └── BundleVersionError     the bundle's format is newer than this primelens understands
@@ -17,8 +17,8 @@ The tree::
     ├── EngineError                the inference engine failed to open or run a graph
     └── CancelledError             the caller cancelled the call
 
-Every message says what was wrong, where, and what to do. ``problems`` holds one line per finding where
-a check reports everything at once.
+Every message says what was wrong, where, and what to do. ``problems`` holds one line per finding
+where a check reports everything at once.
 """
 
 from __future__ import annotations

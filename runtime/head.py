@@ -1,7 +1,8 @@
 """A caption head at work: the tuned side of the seam, from a tap to text.
 
-A head owns a pool of decode sessions, one per (images, rows per image, capacity), so that a request finds
-its buffers allocated and bound. A session serves one request at a time; concurrent requests get their own.
+A head owns a pool of decode sessions, one per (images, rows per image, capacity), so that a request
+finds its buffers allocated and bound. A session serves one request at a time; concurrent requests
+get their own.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class CaptionHead:
     def __init__(self, bundle: Bundle, name: str, engine: Engine) -> None:
         spec = bundle.manifest.heads[name]
         if spec.connector is None:
-            raise BundleError(f"The head {name!r} has no connector, which {spec.kind!r} heads need.")
+            raise BundleError(
+                f"The head {name!r} has no connector, which {spec.kind!r} heads need."
+            )
         self.spec: HeadSpec = spec
         self.identity = bundle.manifest.tower.taps[spec.tap].identity
         self._tap_shape = bundle.manifest.tower.taps[spec.tap].shape
@@ -81,7 +84,8 @@ class CaptionHead:
                 problems=problems,
             )
         self._cross_shapes = {
-            key: tuple(n or 1 for n in tensor.shape[1:]) for key, tensor in self._connector.outputs.items()
+            key: tuple(n or 1 for n in tensor.shape[1:])
+            for key, tensor in self._connector.outputs.items()
         }
         self._free: OrderedDict[int, _Workspace] = OrderedDict()
         self._lock = threading.Lock()
@@ -115,7 +119,7 @@ class CaptionHead:
             eos_tokens=generation.eos_tokens,
             pad_token=generation.pad_token,
             max_new_tokens=room,
-            min_new_tokens=min(least, min(room)),
+            min_new_tokens=min(least, *room),
         )
 
     def decode(self, images: Sequence[EncodedImage], options: CaptionOptions) -> Iterator[Progress]:
@@ -141,7 +145,8 @@ class CaptionHead:
             self._give_back(workspace)
 
     def forced_logits(self, image: EncodedImage, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """``[N, V]`` float32 logits before each of the N ``tokens``, fed one by one (teacher forcing).
+        """``[N, V]`` float32 logits before each of the N ``tokens``, fed one by one (teacher
+        forcing).
 
         Args:
             image: the encoded picture.
@@ -195,7 +200,8 @@ class CaptionHead:
         logger.debug("new session: %d images, capacity %d", images, capacity)
         tap = np.zeros((images, *self._tap_shape), np.float32)
         cross: dict[str, Array] = {
-            name: np.zeros((images, *shape), np.float32) for name, shape in self._cross_shapes.items()
+            name: np.zeros((images, *shape), np.float32)
+            for name, shape in self._cross_shapes.items()
         }
         connect = self._connector.bind({self.spec.tap: tap}, cross)
         session = DecoderSession(
@@ -214,7 +220,9 @@ def _cancel(options: CaptionOptions) -> Callable[[], None]:
     return check
 
 
-def _contract_problems(connector: Graph, decoder: Graph, spec: HeadSpec, tap: tuple[int, ...]) -> list[str]:
+def _contract_problems(
+    connector: Graph, decoder: Graph, spec: HeadSpec, tap: tuple[int, ...]
+) -> list[str]:
     """Where the graphs' inputs and outputs differ from ARCHITECTURE.md, "Graph contract"."""
     sizes: DecoderSpec = spec.decoder
     past = (None, sizes.kv_heads, None, sizes.head_dim)
@@ -232,11 +240,15 @@ def _contract_problems(connector: Graph, decoder: Graph, spec: HeadSpec, tap: tu
             for name in (f"cross_key.{layer}", f"cross_value.{layer}")
             if name in connector.outputs
         }
-    problems = _differences("decoder input", wanted, {k: v.shape for k, v in decoder.inputs.items()})
+    problems = _differences(
+        "decoder input", wanted, {k: v.shape for k, v in decoder.inputs.items()}
+    )
     results: dict[str, tuple[int | None, ...]] = {"logits": (None, sizes.vocab_size)}
     for layer in range(sizes.layers):
         results |= {f"present_{kind}.{layer}": past for kind in ("key", "value")}
-    problems += _differences("decoder output", results, {k: v.shape for k, v in decoder.outputs.items()})
+    problems += _differences(
+        "decoder output", results, {k: v.shape for k, v in decoder.outputs.items()}
+    )
     inputs = {k: v.shape for k, v in connector.inputs.items()}
     return problems + _differences("connector input", {spec.tap: (None, *tap)}, inputs)
 

@@ -1,8 +1,9 @@
 """Digests that name a thing by its content.
 
-A tower's identity is what a kept embedding is keyed by, so it must not change when the same weights are
-saved again in another container, under another prefix or by a newer exporter, and must change with any bit
-that changes the embedding. It is the SHA-256 of a canonical JSON document (`primelens.schema.canonical_json`)::
+A tower's identity is what a kept embedding is keyed by, so it must not change when the same weights
+are saved again in another container, under another prefix or by a newer exporter, and must change
+with any bit that changes the embedding. It is the SHA-256 of a canonical JSON document
+(`primelens.schema.canonical_json`)::
 
     {"identity_version": 1,
      "family": "vit",                       the tower family's registered name
@@ -11,8 +12,9 @@ that changes the embedding. It is the SHA-256 of a canonical JSON document (`pri
      "tap": "last_hidden_state",
      "tensors": {name: {"shape": [...], "sha256": "..."}, ...}}
 
-with one entry per tensor upstream of the tap, under the family's canonical name (no wrapper prefixes), and
-``sha256`` taken over the values widened losslessly to float32, little-endian, C order.
+with one entry per tensor upstream of the tap, under the family's canonical name (no wrapper
+prefixes), and ``sha256`` taken over the values widened losslessly to float32, little-endian, C
+order.
 """
 
 from __future__ import annotations

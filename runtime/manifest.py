@@ -1,7 +1,9 @@
 """``bundle.json``: what a bundle says of itself (format version 1).
 
-The dataclasses below *are* the format; ARCHITECTURE.md describes them for readers of other languages.
-Reading is strict: an unknown or missing key, a wrong type or a value out of range refuses the bundle, with
+The dataclasses below *are* the format; ARCHITECTURE.md describes them for readers of other
+languages.
+Reading is strict: an unknown or missing key, a wrong type or a value out of range refuses the
+    bundle, with
 all findings at once.
 """
 
@@ -40,7 +42,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def plain_file_name(name: str) -> bool:
-    """Whether ``name`` may be a file of a bundle: ASCII letters, digits, ``._-``; no folder, no dot first."""
+    """Whether ``name`` may be a file of a bundle: ASCII letters, digits, ``._-``; no folder, no dot
+    first.
+    """
     return bool(_NAME.fullmatch(name))
 
 
@@ -127,8 +131,8 @@ class TowerSpec:
 
     Attributes:
         family: the tower family's registered name (``vit``, ``feature_map_tower``).
-        graph: ONNX file: ``pixel_values [B, 3, H, W]`` float32 in, one output per tap; null in a text-only
-            bundle.
+        graph: ONNX file: ``pixel_values [B, 3, H, W]`` float32 in, one output per tap; null in a
+            text-only bundle.
         variant: precision and recipe of the computation, part of a kept embedding's key (``fp32``).
         taps: tap name → shape and identity.
         preprocessing: the complete declarative specification.
@@ -147,7 +151,8 @@ class DecoderSpec:
 
     Attributes:
         graph: ONNX file, inputs and outputs as ARCHITECTURE.md, "Graph contract", lists them.
-        layers, kv_heads, head_dim: of the self-attention cache, ``[R, kv_heads, S, head_dim]`` per layer.
+        layers, kv_heads, head_dim: of the self-attention cache, ``[R, kv_heads, S, head_dim]`` per
+            layer.
         vocab_size: width of the logits.
         max_positions: the longest sequence (prompt and new tokens) that positions exist for.
     """
@@ -178,8 +183,8 @@ class Generation:
         eos_tokens: any of these ends a sequence.
         pad_token: what a finished row is filled with.
         max_new_tokens: the default length limit.
-        settings: every other field of the source's generation_config that is not transformers' default,
-            under transformers' own names (``num_beams``, ``no_repeat_ngram_size``, ...).
+        settings: every other field of the source's generation_config that is not transformers'
+            default, under transformers' own names (``num_beams``, ``no_repeat_ngram_size``, ...).
     """
 
     start_tokens: tuple[int, ...]
@@ -202,7 +207,8 @@ class HeadSpec:
         kind: what it answers to.
         family: the exporter family that made it, and whose text handling the runtime follows.
         tap: which of the tower's taps it reads.
-        connector: ONNX file from the tap to ``cross_key.i``/``cross_value.i``; null where there is none.
+        connector: ONNX file from the tap to ``cross_key.i``/``cross_value.i``; null where there is
+            none.
         decoder: the decoder graph and its sizes.
         tokenizer: a ``tokenizer.json``.
         generation: decoding defaults.
@@ -329,9 +335,15 @@ def _dangling(manifest: Manifest) -> list[str]:
     for name, head in manifest.heads.items():
         if head.tap not in manifest.tower.taps:
             problems.append(f"bundle.heads.{name}.tap: the tower has no tap {head.tap!r}")
-        ids = (*head.generation.start_tokens, *head.generation.eos_tokens, head.generation.pad_token)
+        ids = (
+            *head.generation.start_tokens,
+            *head.generation.eos_tokens,
+            head.generation.pad_token,
+        )
         if any(not 0 <= token < head.decoder.vocab_size for token in ids):
-            problems.append(f"bundle.heads.{name}.generation: a token id lies outside the vocabulary")
+            problems.append(
+                f"bundle.heads.{name}.generation: a token id lies outside the vocabulary"
+            )
     try:
         Preprocessing.from_dict(dict(manifest.tower.preprocessing))
     except BundleError as error:

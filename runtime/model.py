@@ -1,8 +1,11 @@
 """A loaded bundle: pictures in, captions out.
 
-Thread safety: a `Model` may be used from several threads at once; every request has its own buffers. The
-results are immutable. A call is cancelled through `CaptionOptions.cancel`, a stream also by closing it.
-Loggers: ``primelens.model``, ``primelens.head``, ``primelens.engine`` (all under ``primelens``), at DEBUG
+Thread safety: a `Model` may be used from several threads at once; every request has its own
+    buffers. The
+results are immutable. A call is cancelled through `CaptionOptions.cancel`, a stream also by closing
+it.
+Loggers: ``primelens.model``, ``primelens.head``, ``primelens.engine`` (all under ``primelens``), at
+    DEBUG
 for what was opened and at WARNING for what a user ought to know; nothing is logged per request.
 """
 
@@ -130,8 +133,8 @@ class Model:
         """Run the locked tower over one picture.
 
         Args:
-            image: path, bytes of an image file, PIL image, or uint8 array ``[H, W, 3]``, ``[H, W, 4]``,
-                ``[H, W]``.
+            image: path, bytes of an image file, PIL image, or uint8 array ``[H, W, 3]``, ``[H, W,
+                4]``, ``[H, W]``.
 
         Raises:
             ImageError: the picture cannot be read, or exceeds a cap.
@@ -139,7 +142,9 @@ class Model:
         return self._encode([self._prepare(image)])[0]
 
     @overload
-    def caption(self, images: ImageSource | EncodedImage, options: CaptionOptions = ...) -> Caption: ...
+    def caption(
+        self, images: ImageSource | EncodedImage, options: CaptionOptions = ...
+    ) -> Caption: ...
     @overload
     def caption(
         self, images: Sequence[ImageSource | EncodedImage], options: CaptionOptions = ...
@@ -234,7 +239,7 @@ class Model:
             return [item for item in items if isinstance(item, EncodedImage)]
         if self._tower is None:
             raise ModelNotFoundError(
-                f"The bundle {self.name!r} has no tower, and {fresh[0].source.name} is not encoded.",
+                f"The bundle {self.name!r} has no tower, and {fresh[0].source.name} is not kept.",
                 remedy="Encode the picture with a bundle that has the tower.",
             )
         start = time.perf_counter()
@@ -262,12 +267,14 @@ class Model:
     def _caption(self, images: list[EncodedImage], options: CaptionOptions) -> list[Caption]:
         head = self.head()
         progress: Progress | None = None
-        for progress in head.decode(images, options):
+        for progress in head.decode(images, options):  # noqa: B007 - the last one is what counts
             pass
         assert progress is not None  # a decode has at least one step
         return self._results(images, progress, head)
 
-    def _results(self, images: list[EncodedImage], progress: Progress, head: CaptionHead) -> list[Caption]:
+    def _results(
+        self, images: list[EncodedImage], progress: Progress, head: CaptionHead
+    ) -> list[Caption]:
         return [
             self._result(image, continuation, progress, head)
             for image, continuation in zip(images, progress.results, strict=True)
@@ -305,7 +312,9 @@ def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
     if tower.graph is None:
         return None
     graph = engine.open(bundle.path(tower.graph))
-    problems = [f"the tower graph has no output {tap!r}" for tap in tower.taps.keys() - graph.outputs.keys()]
+    problems = [
+        f"the tower graph has no output {tap!r}" for tap in tower.taps.keys() - graph.outputs.keys()
+    ]
     problems += [
         f"tap {name!r} has shape {graph.outputs[name].shape[1:]}, the manifest says {tap.shape}"
         for name, tap in tower.taps.items()

@@ -66,4 +66,6 @@ class CaptionOptions:
             raise OptionError(f"prompt is {self.prompt!r}; it must be a string.")
         limit = self.max_new_tokens
         if limit is not None and (self.min_new_tokens or 0) > limit:
-            raise OptionError(f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({limit}).")
+            raise OptionError(
+                f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({limit})."
+            )

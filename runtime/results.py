@@ -18,8 +18,8 @@ __all__ = ["Caption", "EncodedImage", "Failure", "Piece", "Timings"]
 class Timings:
     """Where the time of one request went, in seconds.
 
-    In a batch, ``tower``, ``connector``, ``prefill`` and ``step`` are the time of the whole batch that the
-    request was part of; ``preprocess`` is its own.
+    In a batch, ``tower``, ``connector``, ``prefill`` and ``step`` are the time of the whole batch
+    that the request was part of; ``preprocess`` is its own.
     """
 
     preprocess: float = 0.0

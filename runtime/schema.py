@@ -1,8 +1,10 @@
 """Frozen dataclasses from JSON and back, strictly.
 
-Everything that a bundle stores as JSON is declared as a frozen dataclass. `decode` turns parsed JSON into
-it and reports *every* problem at once: unknown keys, missing keys, wrong types, non-finite numbers. There is
-no coercion: ``1`` is not a string, ``true`` is not an integer; only an integer is accepted where a float
+Everything that a bundle stores as JSON is declared as a frozen dataclass. `decode` turns parsed
+JSON into it and reports *every* problem at once: unknown keys, missing keys, wrong types,
+non-finite numbers. There is
+no coercion: ``1`` is not a string, ``true`` is not an integer; only an integer is accepted where a
+    float
 is wanted.
 """
 
@@ -26,8 +28,8 @@ JSON = Any  # what json.loads returns; narrowed by decode
 def canonical_json(data: JSON) -> bytes:
     """The one byte string that stands for ``data`` in a digest.
 
-    UTF-8, keys sorted by code point, no white space, non-ASCII kept as it is, floats as Python's shortest
-    round-trip representation, no NaN or infinity (`ValueError`).
+    UTF-8, keys sorted by code point, no white space, non-ASCII kept as it is, floats as Python's
+    shortest round-trip representation, no NaN or infinity (`ValueError`).
     """
     text = json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -50,8 +52,9 @@ def decode(cls: type[T], data: JSON, *, where: str, problems: list[str]) -> T | 
     """Build the dataclass ``cls`` from ``data``.
 
     Args:
-        cls: a frozen dataclass whose annotations are made of str, int, float, bool, None, Literal, unions
-            with None, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and further such dataclasses.
+        cls: a frozen dataclass whose annotations are made of str, int, float, bool, None, Literal,
+            unions with None, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and further such
+            dataclasses.
         data: what ``json.loads`` returned.
         where: the place of ``data`` in its file, for messages (``heads.caption``).
         problems: each finding is appended here; the result is None if any was added.

@@ -67,9 +67,10 @@ class TokenText:
 class TextStream:
     """Turns a growing list of ids into text that is never taken back.
 
-    Held back until more is known: an unfinished character (a byte-level tokenizer splits one over several
-    tokens), white space at the end, and, where the tokenizer's clean-up may join it to its successor, the
-    last word. The pieces joined equal ``TokenText.decode(all ids).strip()``.
+    Held back until more is known: an unfinished character (a byte-level tokenizer splits one over
+        several
+    tokens), white space at the end, and, where the tokenizer's clean-up may join it to its
+    successor, the last word. The pieces joined equal ``TokenText.decode(all ids).strip()``.
     """
 
     def __init__(self, text: TokenText) -> None:

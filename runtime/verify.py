@@ -1,9 +1,10 @@
 """Replays a bundle's golden outputs on this machine, without torch.
 
-The golden file holds pictures and what the *source model* said about them when the bundle was exported: the
-tower's taps, the greedy tokens, and the largest logits of every step. Replaying them proves that this
-engine, this CPU and this copy of the bundle still say the same. Tolerances stand in the manifest's parity
-block (``parity["golden"]``) and come from what the exporter's gate measured.
+The golden file holds pictures and what the *source model* said about them when the bundle was
+exported: the tower's taps, the greedy tokens, and the largest logits of every step. Replaying them
+proves that this engine, this CPU and this copy of the bundle still say the same. Tolerances stand
+in the manifest's parity block (``parity["golden"]``) and come from what the exporter's gate
+measured.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def verify(folder: str | Path, *, options: LoadOptions | None = None) -> VerifyR
         BundleError: the bundle is not sound, or has no golden file.
     """
     options = options or LoadOptions()
-    model = load(folder, options=LoadOptions(options.threads, options.spin, "full", options.revision))
+    model = load(
+        folder, options=LoadOptions(options.threads, options.spin, "full", options.revision)
+    )
     golden = _golden(model)
     checks: list[Check] = []
     for number in range(len([name for name in golden if name.startswith("image.")])):
@@ -113,7 +116,9 @@ def _replay(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> li
     for tap, values in encoded.taps.items():
         key = f"tap.{tap}.{number}"
         if key in golden:
-            checks.append(_close(f"picture {number}, {tap}", values, golden[key], parity["tap_tolerance"]))
+            checks.append(
+                _close(f"picture {number}, {tap}", values, golden[key], parity["tap_tolerance"])
+            )
     for name, head in model.manifest.heads.items():
         key = f"tokens.{name}.{number}"
         if head.kind == "caption" and key in golden:
@@ -126,7 +131,9 @@ def _close(name: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: floa
     if found.shape != wanted.shape:
         return Check(name, False, f"shape {found.shape}, expected {wanted.shape}")
     error = float(np.abs(found - wanted).max()) if found.size else 0.0
-    return Check(name, error <= tolerance, f"largest difference {error:.2e} (limit {tolerance:.2e})")
+    return Check(
+        name, error <= tolerance, f"largest difference {error:.2e} (limit {tolerance:.2e})"
+    )
 
 
 def _tokens(model: Model, image: EncodedImage, wanted: NDArray[Any], name: str) -> Check:

@@ -13,7 +13,8 @@ __all__ = ["decode"]
 def decode(
     session: DecoderSession, search: Search, check: Callable[[], None] = lambda: None
 ) -> Iterator[Step | None]:
-    """Decode until ``search`` is satisfied; yields after every step, so that a caller can stream or time.
+    """Decode until ``search`` is satisfied; yields after every step, so that a caller can stream or
+    time.
 
     Args:
         session: executes the steps and owns the memory.

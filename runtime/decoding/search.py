@@ -1,7 +1,7 @@
 """Decides what comes next: search strategies over logits.
 
-A strategy speaks ids and arrays only. `Greedy` is here; further strategies (beam search, sampling) implement
-the same protocol and need nothing else from the loop.
+A strategy speaks ids and arrays only. `Greedy` is here; further strategies (beam search, sampling)
+implement the same protocol and need nothing else from the loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from primelens.decoding.session import Step
 
-__all__ = ["Greedy", "Limits", "Search", "Continuation", "log_softmax_at"]
+__all__ = ["Continuation", "Greedy", "Limits", "Search", "log_softmax_at"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Search(Protocol):
         """The first step: every row's prompt."""
 
     def advance(self, logits: NDArray[np.float32]) -> Step | None:
-        """Choose from ``[R, V]`` logits (which may be overwritten); None when all rows are finished."""
+        """Choose from ``[R, V]`` logits (which may be overwritten); None when all rows are
+        finished.
+        """
 
     @property
     def results(self) -> Sequence[Continuation]:

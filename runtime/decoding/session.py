@@ -1,9 +1,11 @@
 """Executes decode steps: owns the KV cache, the cross-attention K/V and every buffer of a step.
 
-All buffers are allocated and bound once per session. A session holds ``rows`` sequences over ``images``
-pictures: row ``r`` reads the cross-attention K/V of picture ``r // (rows // images)``, so that the beams or
-questions of one picture share one copy. The self-attention cache is written in place: the same buffer is
-bound as past and as present.
+All buffers are allocated and bound once per session. A session holds ``rows`` sequences over
+``images``
+pictures: row ``r`` reads the cross-attention K/V of picture ``r // (rows // images)``, so that the
+    beams or
+questions of one picture share one copy. The self-attention cache is written in place: the same
+buffer is bound as past and as present.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Step:
 
     Attributes:
         tokens: ``[R, T]`` int64, padded on the right.
-        lengths: ``[R]`` int64, how many of a row's T tokens count. 0 parks a finished row: it is computed with
-            the others, but nothing of it is kept.
+        lengths: ``[R]`` int64, how many of a row's T tokens count. 0 parks a finished row: it is
+            computed with the others, but nothing of it is kept.
         parents: ``[R]`` int64, the row whose past each row continues (beams); None for its own.
     """
 
@@ -51,8 +53,9 @@ class DecoderSession:
         spec: its sizes.
         rows: number of sequences R.
         capacity: cache positions per row S.
-        cross: cross-attention input name → ``[I, H, L, D]`` float32 buffer, I a divisor of R; they may be
-            filled anew between sequences (`primelens.model` binds the connector's outputs to them).
+        cross: cross-attention input name → ``[I, H, L, D]`` float32 buffer, I a divisor of R; they
+            may be filled anew between sequences (`primelens.model` binds the connector's outputs to
+            them).
     """
 
     def __init__(
@@ -93,8 +96,8 @@ class DecoderSession:
         """Feed one step to every row.
 
         Returns:
-            ``[R, V]`` float32 logits after each row's last token: the session's own buffer, overwritten by the
-            next call.
+            ``[R, V]`` float32 logits after each row's last token: the session's own buffer,
+            overwritten by the next call.
 
         Raises:
             PromptError: a row would grow beyond the capacity.
@@ -156,7 +159,9 @@ class DecoderSession:
         return self._calls[width]
 
     def _reorder(self, parents: NDArray[np.int64]) -> None:
-        """Let row r continue row ``parents[r]``: only changed rows, only filled positions are copied."""
+        """Let row r continue row ``parents[r]``: only changed rows, only filled positions are
+        copied.
+        """
         changed = np.flatnonzero(parents != np.arange(self.rows))
         if not changed.size:
             return
