@@ -1,0 +1,10 @@
+"""The ``primelens`` command; each verb lives in a file of its own and registers itself.
+
+Importing this package loads click and nothing else of weight: a room is imported by the verb that
+needs it, when it is called, so that the way from process start to the first caption stays short.
+"""
+
+from primelens.cli import caption, demo, export, info, verify
+from primelens.cli.app import main
+
+__all__ = ["caption", "demo", "export", "info", "main", "verify"]

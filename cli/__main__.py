@@ -1,0 +1,5 @@
+"""``python -m primelens.cli`` is the ``primelens`` command."""
+
+from primelens.cli import main
+
+main()

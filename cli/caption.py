@@ -1,0 +1,206 @@
+"""``primelens caption``: pictures in, captions out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from primelens.cli import rows
+from primelens.cli.app import app, report
+from primelens.cli.inputs import Unmatched, expand
+from primelens.cli.progress import progress
+
+if TYPE_CHECKING:
+    from primelens.model import Model
+    from primelens.options import CaptionOptions
+    from primelens.results import Caption, Failure
+
+__all__ = ["CaptionRequest"]
+
+Entries = Sequence[str | Unmatched]
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """What the command line asks for, under the names of its options."""
+
+    images: tuple[str, ...]
+    model: str = "default"
+    batch_size: int = 8
+    max_new_tokens: int | None = None
+    prompt: str | None = None
+    threads: int | None = None
+    revision: str | None = None
+    as_json: bool = False
+    stream: bool = False
+
+
+@app.command("caption", no_args_is_help=True)
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="BUNDLE",
+    help="A bundle's folder, the name of a shipped model, or a hub id.",
+)
+@click.option("--revision", help="Commit, branch or tag, where --model is a hub id.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Pictures decoded together; the captions do not depend on it.",
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption in tokens.")
+@click.option("--prompt", help="Text that every caption continues.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: one per core]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
+@click.option("--stream", is_flag=True, help="Show each caption while it is being written.")
+@click.pass_context
+def caption(ctx: click.Context, /, **chosen: Any) -> None:
+    """Caption pictures.
+
+    IMAGE is a file, a folder (its pictures, not those of folders inside it), or a quoted pattern
+    such as 'holiday/**/*.jpg'. From folders and patterns only files with a picture's suffix are
+    taken, sorted by name.
+
+    A picture that cannot be captioned is named on standard error, the others still come out, and
+    the exit status is 1.
+    """
+    request = CaptionRequest(**chosen)
+    if request.stream and request.as_json:
+        raise click.UsageError("--stream shows text as it grows; --json writes finished rows.")
+    entries = expand(request.images)
+    if _run(request, entries):
+        ctx.exit(1)
+
+
+def _run(request: CaptionRequest, entries: Entries) -> int:
+    """Caption everything; return how many pictures failed."""
+    import primelens
+
+    options = primelens.CaptionOptions(max_new_tokens=request.max_new_tokens, prompt=request.prompt)
+    loading = primelens.LoadOptions(threads=request.threads, revision=request.revision)
+    model = primelens.load(request.model, options=loading)
+    output = _Output(model.name, labelled=len(entries) > 1, as_json=request.as_json)
+    if request.stream:
+        _stream(model, entries, options, output)
+    else:
+        with progress(len(entries)) as bar:
+            for name, item in _captions(model, entries, options, request.batch_size):
+                output.write(name, item)
+                bar.update(1)
+    output.close()
+    return output.failed
+
+
+def _captions(
+    model: Model, entries: Entries, options: CaptionOptions, batch_size: int
+) -> Iterator[tuple[str, Caption | Failure]]:
+    """The name and the result of every entry, in order; at most one batch is held at a time."""
+    paths = (entry for entry in entries if isinstance(entry, str))
+    results = iter(model.caption_batch(paths, options, batch_size=batch_size))
+    for entry in entries:
+        if isinstance(entry, Unmatched):
+            yield entry.argument, _unmatched(entry)
+        else:
+            yield entry, next(results)
+
+
+def _stream(model: Model, entries: Entries, options: CaptionOptions, output: _Output) -> None:
+    from primelens.errors import InputError
+    from primelens.results import Failure
+
+    for entry in entries:
+        if isinstance(entry, Unmatched):
+            output.write(entry.argument, _unmatched(entry))
+            continue
+        begun = False
+        try:
+            for piece in model.stream(entry, options):
+                output.write_piece(entry, piece.text, first=not begun)
+                begun = True
+                if piece.caption is not None:
+                    output.finish(entry, piece.caption)
+        except InputError as error:
+            if begun:
+                rows.write_text("")
+            output.write(entry, Failure(entry, error))
+
+
+def _unmatched(entry: Unmatched) -> Failure:
+    from primelens.errors import ImageError
+    from primelens.results import Failure
+
+    error = ImageError(
+        f"{rows.printable(entry.argument)}: {entry.reason}.",
+        remedy="Give a picture, a folder that holds pictures, or a pattern that matches some.",
+    )
+    return Failure(entry.argument, error)
+
+
+@dataclass
+class _Output:
+    """Where results go, and what is to be said about them at the end."""
+
+    model: str
+    labelled: bool
+    as_json: bool
+    failed: int = 0
+    written: int = 0
+    notices: Counter[str] = field(default_factory=Counter)
+
+    def write(self, image: str, item: Caption | Failure) -> None:
+        from primelens.results import Failure
+
+        self.written += 1
+        if isinstance(item, Failure):
+            self.failed += 1
+            if self.as_json:
+                rows.write_json(rows.failure_row(image, item.error, self.model))
+            report(item.error)
+        elif self.as_json:
+            rows.write_json(rows.caption_row(image, item, self.model))
+        else:
+            rows.write_text(self._label(image) + rows.printable(item.text))
+            self._remark(image, item.notice)
+
+    def write_piece(self, image: str, text: str, *, first: bool) -> None:
+        label = self._label(image) if first else ""
+        rows.write_text(label + rows.printable(text), newline=False)
+
+    def finish(self, image: str, item: Caption) -> None:
+        """End the line of a streamed caption."""
+        self.written += 1
+        rows.write_text("")
+        self._remark(image, item.notice)
+
+    def close(self) -> None:
+        """What is known only at the end: how often each notice applied, and how many failed."""
+        for notice, count in self.notices.items():
+            if count > 1:
+                self._say(f"notice: {notice} ({count} of {self.written} pictures)")
+        if self.failed and self.written > 1:
+            self._say(f"{self.failed} of {self.written} pictures failed")
+
+    def _label(self, image: str) -> str:
+        return f"{rows.printable(image)}: " if self.labelled else ""
+
+    def _remark(self, image: str, notice: str | None) -> None:
+        """The first time a notice applies it names the picture; repeats are counted."""
+        if notice is None:
+            return
+        self.notices[notice] += 1
+        if self.notices[notice] == 1:
+            self._say(f"notice: {rows.printable(image)}: {notice}")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        click.echo(f"primelens: {line}", err=True)

@@ -1,0 +1,69 @@
+"""Results as lines: text for people, one JSON object per input for machines.
+
+Every line is flushed as it is written, so that a pipe sees it at once and an interrupt loses
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from primelens.errors import PrimelensError
+    from primelens.results import Caption
+
+__all__ = ["caption_row", "failure_row", "printable", "write_json", "write_text"]
+
+
+def caption_row(image: str, caption: Caption, model: str) -> dict[str, Any]:
+    """The JSON object of a captioned picture; ``timings_ms`` are milliseconds."""
+    return {
+        "image": image,
+        "status": "ok",
+        "caption": caption.text,
+        "tokens": list(caption.tokens),
+        "logprob": _finite(caption.logprob),
+        "finish_reason": caption.finish_reason,
+        "timings_ms": caption.timings.as_milliseconds(),
+        "model": model,
+        "notice": caption.notice,
+    }
+
+
+def failure_row(image: str, error: PrimelensError, model: str) -> dict[str, Any]:
+    """The JSON object of a picture that failed; ``kind`` is the error's class."""
+    return {
+        "image": image,
+        "status": "error",
+        "error": {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "remedy": error.remedy,
+            "problems": list(error.problems),
+        },
+        "model": model,
+    }
+
+
+def write_json(row: Mapping[str, Any]) -> None:
+    """One object on one line, in ASCII: a path that is no valid text survives the way there."""
+    click.echo(json.dumps(row, allow_nan=False))
+
+
+def write_text(text: str, *, newline: bool = True) -> None:
+    """One line for people."""
+    click.echo(text, nl=newline)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control characters: a name must not steer a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,180 @@
+"""``primelens caption`` on a fake model: lines, rows, order, failures and notices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+def _rows(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_one_picture_gives_its_caption_alone(run: Run, model: Any, pictures: Path) -> None:
+    result = run("caption", "cat.png")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "a picture of cat\n", "")
+
+
+def test_several_pictures_are_labelled(run: Run, model: Any, pictures: Path) -> None:
+    result = run("caption", "cat.png", "deep")
+    assert result.exit_code == 0
+    assert result.stdout == "cat.png: a picture of cat\ndeep/dog.webp: a picture of dog\n"
+
+
+def test_a_failure_does_not_stop_its_neighbours(run: Run, model: Any, pictures: Path) -> None:
+    result = run("caption", "bad.jpeg", "cat.png", "missing.png", "bird.JPG")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        "cat.png: a picture of cat",
+        "bird.JPG: a picture of bird",
+    ]
+    assert result.stderr.splitlines() == [
+        "primelens: error: bad.jpeg is no picture. Give a picture.",
+        "primelens: error: missing.png does not exist. Check the path.",
+        "primelens: 2 of 4 pictures failed",
+    ]
+    assert model.batches == [["bad.jpeg", "cat.png", "missing.png", "bird.JPG"]]
+
+
+def test_json_has_one_object_per_input_in_order(run: Run, model: Any, pictures: Path) -> None:
+    model.notices["cat"] = "outside of the domain"
+    result = run("caption", "empty", "cat.png", "bad.jpeg", "--json")
+    assert result.exit_code == 1
+    empty, cat, bad = _rows(result)
+    assert cat == {
+        "image": "cat.png",
+        "status": "ok",
+        "caption": "a picture of cat",
+        "tokens": [5, 6, 2],
+        "logprob": -1.5,
+        "finish_reason": "stop",
+        "timings_ms": {
+            "preprocess": 1.0,
+            "tower": 2.0,
+            "connector": 0.0,
+            "prefill": 0.0,
+            "step": 0.0,
+            "total": 3.0,
+        },
+        "model": "fake",
+        "notice": "outside of the domain",
+    }
+    assert bad == {
+        "image": "bad.jpeg",
+        "status": "error",
+        "error": {
+            "kind": "ImageError",
+            "message": "bad.jpeg is no picture.",
+            "remedy": "Give a picture.",
+            "problems": [],
+        },
+        "model": "fake",
+    }
+    assert empty["error"]["message"] == "empty: the folder holds no picture."
+    assert "notice" not in result.stderr
+
+
+def test_options_reach_the_model(run: Run, model: Any, pictures: Path) -> None:
+    asked = ["--model", "m", "--threads", "2", "--revision", "r", "--prompt", "it is"]
+    result = run("caption", *asked, "--batch-size", "2", "--max-new-tokens", "7", ".", "--json")
+    assert result.exit_code == 1
+    ((name, loading),) = model.loaded
+    assert (name, loading.threads, loading.revision) == ("m", 2, "r")
+    assert {(o.prompt, o.max_new_tokens) for o in model.options} == {("it is", 7)}
+    assert model.batches == [["bad.jpeg", "bird.JPG"], ["cat.png"]]
+
+
+def test_streaming_gives_the_same_lines(run: Run, model: Any, pictures: Path) -> None:
+    arguments = ["caption", "cat.png", "empty", "bad.jpeg", "bird.JPG"]
+    streamed, plain = run(*arguments, "--stream"), run(*arguments)
+    assert streamed.exit_code == plain.exit_code == 1
+    assert streamed.stdout == plain.stdout
+    assert streamed.stderr == plain.stderr
+
+
+def test_streaming_shows_each_piece_at_once(
+    run: Run, model: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from primelens.cli import rows
+
+    written: list[tuple[str, bool]] = []
+    monkeypatch.setattr(rows, "write_text", lambda t, newline=True: written.append((t, newline)))
+    run("caption", "cat.png", "--stream")
+    assert written == [
+        ("a ", False),
+        ("picture ", False),
+        ("of ", False),
+        ("cat", False),
+        ("", True),
+    ]
+
+
+def test_streaming_and_json_exclude_each_other(run: Run, model: Any, pictures: Path) -> None:
+    result = run("caption", "cat.png", "--stream", "--json")
+    assert result.exit_code == 2
+    assert "--json writes finished rows" in result.stderr
+    assert model.loaded == []
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_a_notice_is_said_once_and_counted(
+    run: Run, model: Any, pictures: Path, stream: list[str]
+) -> None:
+    model.notices = {"cat": "not a drawn scene", "bird": "not a drawn scene"}
+    result = run("caption", "cat.png", "deep", "bird.JPG", *stream)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "primelens: notice: cat.png: not a drawn scene",
+        "primelens: notice: not a drawn scene (2 of 3 pictures)",
+    ]
+
+
+def test_a_name_or_caption_cannot_steer_the_terminal(run: Run, model: Any, pictures: Path) -> None:
+    (pictures / "x\x1b[2J\n.png").write_bytes(b"")
+    result = run("caption", "x\x1b[2J\n.png", "cat.png")
+    assert "\x1b" not in result.stdout
+    assert len(result.stdout.splitlines()) == 2
+    assert _rows(run("caption", "x\x1b[2J\n.png", "--json"))[0]["image"] == "x\x1b[2J\n.png"
+
+
+def test_a_name_that_is_no_text_survives_json(run: Run, model: Any, pictures: Path) -> None:
+    name = "caf\udce9.png"  # a lone byte 0xE9, as the file system gives it
+    (pictures / name).write_bytes(b"")
+    result = run("caption", name, "--json")
+    assert result.stdout.isascii()
+    assert _rows(result)[0]["image"] == name
+
+
+def test_an_infinite_logprob_is_null(run: Run, model: Any, pictures: Path) -> None:
+    from primelens.cli.rows import caption_row
+
+    caption = model.caption("cat.png")
+    object.__setattr__(caption, "logprob", float("-inf"))
+    assert caption_row("cat.png", caption, "fake")["logprob"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["caption"], "IMAGE"),
+        (["caption", "cat.png", "--batch-size", "0"], "--batch-size"),
+        (["caption", "cat.png", "--max-new-tokens", "x"], "--max-new-tokens"),
+        (["caption", "cat.png", "--modell", "m"], "--modell"),
+        (["captoin", "cat.png"], "captoin"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(
+    run: Run, model: Any, pictures: Path, arguments: list[str], said: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert model.loaded == []
