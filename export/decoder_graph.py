@@ -1,0 +1,302 @@
+"""Builds the fused decoder graph from a `DecoderPlan`: one graph for prefill, step, beams and questions.
+
+Graph contract (see ARCHITECTURE.md): R rows of T new tokens each, over I images.
+
+========================= ======= ============== =======================================================
+input_ids, position_ids   int64   [R, T]         positions count from 0
+seqlens_k                 int32   [R]            valid length after this call, minus 1
+total_sequence_length     int32   []             the longest of those lengths
+logits_rows               int64   [N]            which of the R·T positions to compute logits for
+past_key.i, past_value.i  float32 [R, H, S, D]   padded on the right; the same buffer may be the present
+cross_key.i, …value.i     float32 [I, H, L, D]   row r reads image r // (R / I)
+logits                    float32 [N, V]
+present_key.i, …value.i   float32 [R, H, S, D]
+========================= ======= ============== =======================================================
+
+Self-attention is GroupQueryAttention, which writes the cache in place and knows ragged rows. For
+cross-attention the queries of all rows of one image are folded into one longer query, so that an image's keys
+and values are read once however many beams or questions it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from primelens.export.decoder_plan import (
+    Activation,
+    CrossAttention,
+    DecoderPlan,
+    FeedForward,
+    Linear,
+    LmHead,
+    Norm,
+    SelfAttention,
+)
+from primelens.export.graph import MICROSOFT, GraphBuilder
+
+__all__ = ["build_decoder", "cross_names", "dense"]
+
+INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
+
+
+def cross_names(layers: int) -> list[str]:
+    """``cross_key.0, cross_value.0, cross_key.1, …``."""
+    return [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def dense(
+    g: GraphBuilder, x: ir.Value, linear: Linear, name: str, *, add_bias: bool = True
+) -> ir.Value:
+    """``x @ weight (+ bias)``."""
+    weight = g.weight(f"{name}.weight", linear.weight)
+    y = g.op("MatMul", [x, weight], f"{name}.product")
+    if not add_bias or linear.bias is None:
+        return y
+    return g.op("Add", [y, g.weight(f"{name}.bias", linear.bias)], f"{name}.sum")
+
+
+def build_decoder(plan: DecoderPlan, cross_length: int | None = None) -> ir.Model:
+    """The decoder as an ONNX model.
+
+    Args:
+        plan: weights and sizes.
+        cross_length: the number L of image positions, where it is fixed; for shape checks only.
+    """
+    return _DecoderBuilder(plan, cross_length).build()
+
+
+@dataclass
+class _Stream:
+    """The residual stream: ``value``, and ``normed``, what the next block reads."""
+
+    value: ir.Value
+    normed: ir.Value
+
+
+class _DecoderBuilder:
+    def __init__(self, plan: DecoderPlan, cross_length: int | None) -> None:
+        self._plan = plan
+        self._width = plan.heads * plan.head_dim
+        self._length: int | str = cross_length or "L"
+        self._g = GraphBuilder("decoder")
+        self._presents: list[ir.Value] = []
+        self._cache = ["R", plan.heads, "S", plan.head_dim]
+
+    def build(self) -> ir.Model:
+        g, plan = self._g, self._plan
+        self._declare_inputs()
+        stream = self._embed()
+        for index, layer in enumerate(plan.layers):
+            name = f"layer.{index}"
+            blocks = [layer.self_attention, layer.cross_attention, layer.feed_forward]
+            for block in filter(None, blocks):
+                branch, linear = self._block(block, stream, index)
+                following = self._norm_after(index, block)
+                stream = self._join(branch, linear, stream, following, name)
+        logits = self._logits(stream.normed, plan.lm_head)
+        outputs = [(logits, FLOAT, ["N", plan.vocab_size])]
+        outputs += [(present, FLOAT, self._cache) for present in self._presents]
+        return g.finish(outputs)
+
+    def _declare_inputs(self) -> None:
+        g, layers = self._g, len(self._plan.layers)
+        self._ids = g.input("input_ids", INT64, ["R", "T"])
+        self._positions = g.input("position_ids", INT64, ["R", "T"])
+        self._seqlens = g.input("seqlens_k", INT32, ["R"])
+        self._total = g.input("total_sequence_length", INT32, [])
+        self._rows = g.input("logits_rows", INT64, ["N"])
+        self._past = [
+            g.input(f"past_{kind}.{layer}", FLOAT, self._cache)
+            for layer in range(layers)
+            for kind in ("key", "value")
+        ]
+        self._cross: list[ir.Value] = []
+        if any(layer.cross_attention for layer in self._plan.layers):
+            shape = ["I", self._plan.heads, self._length, self._plan.head_dim]
+            self._cross = [g.input(name, FLOAT, shape) for name in cross_names(layers)]
+            self._declare_folding()
+
+    def _declare_folding(self) -> None:
+        """The shapes ``[I, (R/I)·T, C]`` and ``[R, T, C]``, once for all layers."""
+        g = self._g
+        width = g.integers("fold.width", [self._width])
+        images = g.op("Shape", [self._cross[0]], "fold.images", start=0, end=1)
+        rest = g.integers("fold.rest", [-1])
+        rows = g.op("Shape", [self._ids], "fold.rows")
+        self._folded = g.op("Concat", [images, rest, width], "fold.folded", axis=0)
+        self._unfolded = g.op("Concat", [rows, width], "fold.unfolded", axis=0)
+
+    # The stream --------------------------------------------------------------------------------
+
+    def _embed(self) -> _Stream:
+        g, embedding = self._g, self._plan.embedding
+        table = g.weight("embedding.tokens", embedding.tokens)
+        tokens = g.op("Gather", [table, self._ids], "embedding.token", axis=0)
+        if embedding.scale != 1.0:
+            scale = g.op("Constant", [], "embedding.scale", value_float=float(embedding.scale))
+            tokens = g.op("Mul", [tokens, scale], "embedding.scaled")
+        table = g.weight("embedding.positions", embedding.positions)
+        places = g.op("Gather", [table, self._positions], "embedding.position", axis=0)
+        first = self._plan.layers[0].self_attention.norm
+        if embedding.norm is None and self._plan.norm_first:
+            normed, value = self._skip_norm(tokens, places, first, None, "layer.0.attention.norm")
+            return _Stream(value, normed)
+        if embedding.norm is None:
+            value = g.op("Add", [tokens, places], "embedding.sum")
+            return _Stream(value, value)
+        value, _ = self._skip_norm(tokens, places, embedding.norm, None, "embedding.norm")
+        if not self._plan.norm_first:
+            return _Stream(value, value)
+        return _Stream(value, self._norm(value, first, "layer.0.attention.norm"))
+
+    def _norm_after(
+        self, index: int, block: SelfAttention | CrossAttention | FeedForward
+    ) -> tuple[Norm | None, str]:
+        """The normalisation that stands behind a block's residual sum, and its name."""
+        plan, layer, name = self._plan, self._plan.layers[index], f"layer.{index}"
+        names = {
+            SelfAttention: f"{name}.attention.norm",
+            CrossAttention: f"{name}.cross.norm",
+            FeedForward: f"{name}.mlp.norm",
+        }
+        if not plan.norm_first:
+            return block.norm, names[type(block)]
+        if isinstance(block, SelfAttention) and layer.cross_attention is not None:
+            return layer.cross_attention.norm, names[CrossAttention]
+        if not isinstance(block, FeedForward):
+            return layer.feed_forward.norm, names[FeedForward]
+        if index + 1 < len(plan.layers):
+            return plan.layers[index + 1].self_attention.norm, f"layer.{index + 1}.attention.norm"
+        return plan.final_norm, "final_norm"
+
+    def _join(
+        self,
+        branch: ir.Value,
+        linear: tuple[Linear, str],
+        stream: _Stream,
+        following: tuple[Norm | None, str],
+        name: str,
+    ) -> _Stream:
+        """Residual sum, the block's last bias and the normalisation that follows, as one operator."""
+        (norm, norm_name), (out, out_name) = following, linear
+        bias = None if out.bias is None else self._g.weight(f"{out_name}.bias", out.bias)
+        if norm is None:
+            if bias is not None:
+                branch = self._g.op("Add", [branch, bias], f"{out_name}.sum")
+            value = self._g.op("Add", [branch, stream.value], f"{name}.output")
+            return _Stream(value, value)
+        normed, value = self._skip_norm(branch, stream.value, norm, bias, norm_name)
+        return _Stream(value, normed) if self._plan.norm_first else _Stream(normed, normed)
+
+    def _skip_norm(
+        self, x: ir.Value, skip: ir.Value, norm: Norm, bias: ir.Value | None, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        g = self._g
+        weight = g.weight(f"{name}.weight", norm.weight)
+        shift = None if norm.bias is None else g.weight(f"{name}.bias", norm.bias)
+        inputs = [x, skip, weight, shift] + ([] if bias is None else [bias])
+        names = [name, "", "", f"{name}.stream"]
+        outputs = g.ops(
+            "SkipLayerNormalization", inputs, names, domain=MICROSOFT, epsilon=float(norm.epsilon)
+        )
+        return outputs[0], outputs[3]
+
+    def _norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:
+        g = self._g
+        inputs = [x, g.weight(f"{name}.weight", norm.weight)]
+        if norm.bias is not None:
+            inputs.append(g.weight(f"{name}.bias", norm.bias))
+        return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=float(norm.epsilon))
+
+    # The blocks --------------------------------------------------------------------------------
+
+    def _block(
+        self, block: SelfAttention | CrossAttention | FeedForward, stream: _Stream, index: int
+    ) -> tuple[ir.Value, tuple[Linear, str]]:
+        """The block up to its last product; its bias is left to the residual sum."""
+        name = f"layer.{index}"
+        if isinstance(block, SelfAttention):
+            context = self._self_attention(block, stream.normed, index)
+            last, last_name = block.out, f"{name}.attention.out"
+        elif isinstance(block, CrossAttention):
+            context = self._cross_attention(block, stream.normed, index)
+            last, last_name = block.out, f"{name}.cross.out"
+        else:
+            hidden = dense(self._g, stream.normed, block.up, f"{name}.mlp.up", add_bias=False)
+            context = self._activate(hidden, block.up, block.activation, f"{name}.mlp.up")
+            last, last_name = block.down, f"{name}.mlp.down"
+        product = dense(self._g, context, last, last_name, add_bias=False)
+        return product, (last, last_name)
+
+    def _self_attention(self, block: SelfAttention, x: ir.Value, index: int) -> ir.Value:
+        name = f"layer.{index}.attention"
+        qkv = dense(self._g, x, block.qkv, f"{name}.qkv")
+        past = self._past[2 * index : 2 * index + 2]
+        context, *present = self._g.ops(
+            "GroupQueryAttention",
+            [qkv, None, None, *past, self._seqlens, self._total],
+            [f"{name}.context", f"present_key.{index}", f"present_value.{index}"],
+            domain=MICROSOFT,
+            num_heads=self._plan.heads,
+            kv_num_heads=self._plan.heads,
+            scale=float(block.scale),
+        )
+        self._presents += present
+        return context
+
+    def _cross_attention(self, block: CrossAttention, x: ir.Value, index: int) -> ir.Value:
+        g, name = self._g, f"layer.{index}.cross"
+        query = dense(g, x, block.query, f"{name}.query")
+        query = g.op("Reshape", [query, self._folded], f"{name}.folded")
+        context = g.op(
+            "MultiHeadAttention",
+            [query, *self._cross[2 * index : 2 * index + 2]],
+            f"{name}.context",
+            domain=MICROSOFT,
+            num_heads=self._plan.heads,
+            scale=float(block.scale),
+        )
+        return g.op("Reshape", [context, self._unfolded], f"{name}.unfolded")
+
+    def _activate(
+        self, x: ir.Value, linear: Linear, activation: Activation, name: str
+    ) -> ir.Value:
+        """Bias and activation, fused where an operator exists."""
+        g = self._g
+        bias = None if linear.bias is None else g.weight(f"{name}.bias", linear.bias)
+        fused = {"gelu": "BiasGelu", "gelu_tanh": "FastGelu"}.get(activation)
+        if fused is not None and bias is not None:
+            return g.op(fused, [x, bias], f"{name}.active", domain=MICROSOFT)
+        if bias is not None:
+            x = g.op("Add", [x, bias], f"{name}.sum")
+        return _activation(g, x, activation, f"{name}.active")
+
+    def _logits(self, hidden: ir.Value, head: LmHead) -> ir.Value:
+        g, channels = self._g, self._plan.lm_head.weight.shape[1]
+        flat = g.op("Reshape", [hidden, g.integers("head.shape", [-1, channels])], "head.flat")
+        chosen = g.op("Gather", [flat, self._rows], "head.chosen", axis=0)
+        if head.transform is not None:
+            linear, activation, norm = head.transform
+            product = dense(g, chosen, linear, "head.transform", add_bias=False)
+            active = self._activate(product, linear, activation, "head.transform")
+            chosen = self._norm(active, norm, "head.norm")
+        inputs: Sequence[ir.Value] = [chosen, g.weight("head.weight", head.weight)]
+        if head.bias is not None:
+            inputs = [*inputs, g.weight("head.bias", head.bias)]
+        return g.op("Gemm", inputs, "logits", transB=1)
+
+
+def _activation(g: GraphBuilder, x: ir.Value, activation: Activation, name: str) -> ir.Value:
+    if activation == "gelu":
+        return g.op("Gelu", [x], name)
+    if activation == "gelu_tanh":
+        return g.op("Gelu", [x], name, approximate="tanh")
+    if activation == "relu":
+        return g.op("Relu", [x], name)
+    if activation == "quick_gelu":
+        return g.op("QuickGelu", [x], name, domain=MICROSOFT, alpha=1.702)
+    sigmoid = g.op("Sigmoid", [x], f"{name}.gate")
+    return g.op("Mul", [x, sigmoid], name)

@@ -1,0 +1,162 @@
+"""A transformer text decoder, described: what a family hands to the graph builder.
+
+The description covers decoders made of a token and position embedding, layers of causal self-attention,
+optional cross-attention to one image, and a feed-forward block, each with a residual connection and a layer
+normalisation before (GPT-2) or after it (BERT), and a language-model head that may share the embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Activation",
+    "CrossAttention",
+    "DecoderPlan",
+    "Embedding",
+    "FeedForward",
+    "Layer",
+    "Linear",
+    "LmHead",
+    "Norm",
+    "SelfAttention",
+    "stack",
+]
+
+Array = NDArray[np.float32]
+
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "quick_gelu"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``x @ weight + bias``; ``weight [in, out]`` may be a transposed view."""
+
+    weight: Array
+    bias: Array | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation over the last axis."""
+
+    weight: Array
+    bias: Array | None
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    """Causal self-attention: ``qkv [C, 3·H·D]`` packs query, key and value in this order."""
+
+    qkv: Linear
+    out: Linear
+    scale: float
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Attention to the image: ``key`` and ``value`` belong to the connector."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    scale: float
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """``down(activation(up(x)))``."""
+
+    up: Linear
+    down: Linear
+    activation: Activation
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, its blocks in the order they run; each block names its own normalisation."""
+
+    self_attention: SelfAttention
+    cross_attention: CrossAttention | None
+    feed_forward: FeedForward
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """``norm(scale · tokens[id] + positions[p])``.
+
+    Attributes:
+        tokens: ``[V, C]``.
+        positions: ``[P, C]``, any offset cut off and any constant (token type) added in.
+        scale: factor on the token's vector.
+        norm: normalisation of the sum, or None.
+    """
+
+    tokens: Array
+    positions: Array
+    scale: float = 1.0
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class LmHead:
+    """``x → logits``.
+
+    Attributes:
+        weight: ``[V, C]``; the very array of `Embedding.tokens` where they are tied.
+        bias: ``[V]`` or None.
+        transform: a dense layer before it (BERT), with its activation and normalisation.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    transform: tuple[Linear, Activation, Norm] | None = None
+
+
+@dataclass(frozen=True)
+class DecoderPlan:
+    """The whole decoder.
+
+    Attributes:
+        norm_first: normalisations stand before their blocks, inside the residual branch (GPT-2).
+        final_norm: after the last layer, or None.
+    """
+
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    heads: int
+    head_dim: int
+    norm_first: bool
+    final_norm: Norm | None
+    lm_head: LmHead
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.lm_head.weight.shape[0])
+
+    @property
+    def max_positions(self) -> int:
+        """Rows of the position table."""
+        return int(self.embedding.positions.shape[0])
+
+
+def stack(*linears: Linear) -> Linear:
+    """Linears over the same input as one, outputs side by side; a missing bias counts as zeros."""
+    weight = np.concatenate([linear.weight for linear in linears], axis=1)
+    if all(linear.bias is None for linear in linears):
+        return Linear(weight)
+    biases = [
+        np.zeros(linear.weight.shape[1], np.float32) if linear.bias is None else linear.bias
+        for linear in linears
+    ]
+    return Linear(weight, np.concatenate(biases))

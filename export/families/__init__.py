@@ -1,0 +1,1 @@
+"""One file per architecture; `primelens.export.registry` imports all of them."""

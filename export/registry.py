@@ -1,0 +1,230 @@
+"""What an architecture's file says, and how those files are found.
+
+Three kinds of families register themselves, one file each in `primelens.export.families`:
+
+* a `TowerFamily` knows an image tower: its taps, and its canonical fields and tensor names;
+* a `DecoderFamily` turns a text decoder's weights into a `DecoderPlan`;
+* a `ModelFamily` knows a whole image-to-text model: where its seam is, how its ``generate`` behaves.
+
+Adding an architecture is adding a file there. Each family first lists its `gaps`: whatever in a
+configuration its graphs would not mirror, so that a checkpoint is refused with everything at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from primelens.errors import UnsupportedError
+from primelens.export.decoder_plan import DecoderPlan, Linear
+from primelens.manifest import Generation
+
+__all__ = [
+    "DecoderFamily",
+    "HeadSplit",
+    "ModelFamily",
+    "ModelSplit",
+    "Reference",
+    "TowerFamily",
+    "TowerSplit",
+    "as_array",
+    "decoder_family",
+    "model_family",
+    "register_decoder",
+    "register_model",
+    "register_tower",
+    "supported",
+    "tower_family",
+]
+
+Array = NDArray[Any]
+F = TypeVar("F", bound="TowerFamily | DecoderFamily | ModelFamily")
+
+
+@dataclass(frozen=True)
+class TowerSplit:
+    """An image tower, cut at its taps.
+
+    Attributes:
+        module: ``pixel_values [B, 3, H, W]`` → a tuple of tensors, one per tap.
+        architecture: canonical fields (JSON values) that shape the computation.
+        taps: tap name → canonical tensor name → tensor, of all that lies upstream of that tap.
+        size: (H, W) of its input; None where the preprocessing alone decides it.
+    """
+
+    module: torch.nn.Module
+    architecture: Mapping[str, Any]
+    taps: Mapping[str, Mapping[str, torch.Tensor]]
+    size: tuple[int, int] | None
+
+
+class TowerFamily(Protocol):
+    """An image tower's file."""
+
+    name: str
+    model_types: tuple[str, ...]
+
+    def gaps(self, config: Any) -> list[str]:
+        """What this configuration asks for that the exporter does not mirror."""
+
+    def split(self, model: Any) -> TowerSplit:
+        """Cut the loaded tower."""
+
+
+class DecoderFamily(Protocol):
+    """A text decoder's file."""
+
+    name: str
+    model_types: tuple[str, ...]
+
+    def gaps(self, config: Any) -> list[str]:
+        """What this configuration asks for that the exporter does not mirror."""
+
+    def plan(self, model: Any) -> DecoderPlan:
+        """Describe the loaded decoder; arrays may share memory with it."""
+
+
+class Reference(Protocol):
+    """The source model as the gate questions it. Pixels are ``[B, 3, H, W]``; all ids are int64."""
+
+    def taps(self, pixels: Array) -> dict[str, Array]:
+        """Tap name → values."""
+
+    def logits(self, pixels: Array, tokens: Array) -> Array:
+        """``[B, T, V]`` logits after each of ``tokens [B, T]``, start tokens included."""
+
+    def generate(self, pixels: Array, settings: Mapping[str, Any]) -> list[list[int]]:
+        """Continuations by the model's own ``generate``, start tokens and padding cut off."""
+
+    def widen(self) -> Any:
+        """A context in which the model computes in float64, for adjudicating ties."""
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """One text side of a model.
+
+    Attributes:
+        kind: what the head answers to.
+        tap: the tap it reads.
+        plan: its decoder.
+        projection: what the tap goes through before the cross-attention, or None.
+        generation: decoding defaults.
+        tensors: name → source tensor of everything right of the seam.
+        reference: the source model, to be compared with.
+    """
+
+    kind: Literal["caption"]
+    tap: str
+    plan: DecoderPlan
+    projection: Linear | None
+    generation: Generation
+    tensors: Mapping[str, torch.Tensor]
+    reference: Reference
+
+
+@dataclass(frozen=True)
+class ModelSplit:
+    """A model cut at the seam: the locked tower, and the tuned heads by name."""
+
+    tower_family: str
+    tower: TowerSplit
+    heads: Mapping[str, HeadSplit]
+
+
+class ModelFamily(Protocol):
+    """A whole architecture's file."""
+
+    name: str
+    model_types: tuple[str, ...]
+    required_files: Sequence[str]
+
+    def gaps(self, config: Any) -> list[str]:
+        """What this configuration asks for that the exporter does not mirror, parts included."""
+
+    def load(self, folder: str, attention: str) -> tuple[Any, Mapping[str, Any]]:
+        """The model in float32 and transformers' loading report; never runs remote code."""
+
+    def split(self, model: Any) -> ModelSplit:
+        """Cut the loaded model."""
+
+
+_TOWERS: dict[str, TowerFamily] = {}
+_DECODERS: dict[str, DecoderFamily] = {}
+_MODELS: dict[str, ModelFamily] = {}
+
+
+def _registrar(table: dict[str, Any]) -> Callable[[type[F]], type[F]]:
+    def register(family: type[F]) -> type[F]:
+        instance = family()
+        for model_type in instance.model_types:
+            if model_type in table:
+                raise ValueError(f"two families claim the model type {model_type!r}")
+            table[model_type] = instance
+        return family
+
+    return register
+
+
+register_tower = _registrar(_TOWERS)
+register_decoder = _registrar(_DECODERS)
+register_model = _registrar(_MODELS)
+
+
+@functools.cache
+def _discover() -> None:
+    package = importlib.import_module("primelens.export.families")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def _find(table: Mapping[str, Any], model_type: str, what: str) -> Any:
+    _discover()
+    if model_type not in table:
+        raise UnsupportedError(
+            f"There is no exporter for the {what} {model_type!r}.",
+            remedy=f"Supported: {', '.join(sorted(table))}.",
+        )
+    return table[model_type]
+
+
+def tower_family(model_type: str) -> TowerFamily:
+    """The family of an image tower; raises `UnsupportedError`."""
+    family: TowerFamily = _find(_TOWERS, model_type, "image tower")
+    return family
+
+
+def decoder_family(model_type: str) -> DecoderFamily:
+    """The family of a text decoder; raises `UnsupportedError`."""
+    family: DecoderFamily = _find(_DECODERS, model_type, "text decoder")
+    return family
+
+
+def model_family(model_type: str) -> ModelFamily:
+    """The family of an image-to-text model; raises `UnsupportedError`."""
+    family: ModelFamily = _find(_MODELS, model_type, "architecture")
+    return family
+
+
+def supported() -> dict[str, list[str]]:
+    """Registered model types: of towers, decoders and whole models."""
+    _discover()
+    return {
+        "towers": sorted(_TOWERS),
+        "decoders": sorted(_DECODERS),
+        "models": sorted(_MODELS),
+    }
+
+
+def as_array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor's memory as a NumPy view."""
+    array: NDArray[np.float32] = tensor.detach().numpy()
+    return array

@@ -1,0 +1,52 @@
+"""Cutting image towers: for the families' files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["LastHiddenState", "canonical", "pair", "upstream"]
+
+
+class LastHiddenState(torch.nn.Module):
+    """A tower reduced to ``pixel_values`` → ``(last_hidden_state,)``."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+        """``[B, 3, H, W]`` → ``[B, L, C]``."""
+        return (self.model(pixel_values=pixel_values).last_hidden_state,)
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """A (height, width) from a configuration's number or pair."""
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return int(height), int(width)
+
+
+def upstream(model: torch.nn.Module, unused: re.Pattern[str]) -> dict[str, torch.Tensor]:
+    """The model's floating-point tensors, without the names that ``unused`` matches."""
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not unused.search(name)
+    }
+
+
+def canonical(
+    tensors: Mapping[str, torch.Tensor], renames: Sequence[tuple[str, str]]
+) -> dict[str, torch.Tensor]:
+    """Tensors under names that do not depend on the library's version: every pattern in turn."""
+    result: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        if name in result:
+            raise ValueError(f"two tensors would both be called {name!r}")
+        result[name] = tensor
+    return result
