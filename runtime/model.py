@@ -33,7 +33,6 @@ from primelens.errors import (
     ModelNotFoundError,
 )
 from primelens.head import CaptionHead, Progress
-from primelens.hub import resolve
 from primelens.images import SourceImage, read_image
 from primelens.manifest import Manifest
 from primelens.options import CaptionOptions, LoadOptions
@@ -70,8 +69,7 @@ def load(
         BundleError: the bundle is incomplete, altered, malformed or newer than this primelens.
         DependencyError: no ONNX Runtime is installed, or two are.
     """
-    folder = resolve(str(name), revision=options.revision)
-    bundle = open_bundle(folder, check=options.check)
+    bundle = open_bundle(_locate(str(name), options.revision), check=options.check)
     return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin))
 
 
@@ -305,6 +303,14 @@ class _Prepared:
 
     def __init__(self, source: SourceImage, pixels: Any, seconds: float) -> None:
         self.source, self.pixels, self.seconds = source, pixels, seconds
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from primelens.hub import resolve  # not needed, hence not imported, for a folder
+
+    return resolve(name, revision=revision)
 
 
 def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
