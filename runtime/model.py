@@ -139,8 +139,9 @@ class Model:
         """
         return self._encode([self._prepare(image)])[0]
 
+    # A str or bytes is a Sequence too, hence the overlap: the first signature takes them.
     @overload
-    def caption(
+    def caption(  # type: ignore[overload-overlap]
         self, images: ImageSource | EncodedImage, options: CaptionOptions = ...
     ) -> Caption: ...
     @overload

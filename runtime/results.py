@@ -31,7 +31,7 @@ class Timings:
     @property
     def total(self) -> float:
         """Sum of all parts."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
     def as_milliseconds(self) -> dict[str, float]:
         """Part → milliseconds, rounded to a microsecond."""
