@@ -15,7 +15,14 @@ from pathlib import Path
 
 __all__ = ["PICTURE_SUFFIXES", "Unmatched", "expand"]
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# Of the formats in `primelens.images.FORMATS`; spelled out here because Pillow, which could be
+# asked, costs more to import than all of the rest of this command.
+PICTURE_SUFFIXES = frozenset(
+    (
+        *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+        *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
 
 
 @dataclass(frozen=True)

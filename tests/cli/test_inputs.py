@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from primelens.cli.inputs import Unmatched, expand
+from primelens.cli.inputs import PICTURE_SUFFIXES, Unmatched, expand
+from primelens.images import FORMATS
 
 
 def test_files_are_taken_as_they_are_in_the_order_given(pictures: Path) -> None:
@@ -58,3 +60,10 @@ def test_what_yields_nothing_stays_with_its_reason(
     pictures: Path, argument: str, reason: str
 ) -> None:
     assert expand(["cat.png", argument]) == ["cat.png", Unmatched(argument, reason)]
+
+
+def test_the_suffixes_are_those_of_the_formats_that_the_runtime_reads() -> None:
+    Image.init()
+    known = {s: form for s, form in Image.registered_extensions().items() if form in FORMATS}
+    assert set(known) - {".pfm"} == set(PICTURE_SUFFIXES)  # .pfm holds floats: no photographs
+    assert set(known.values()) == set(FORMATS)
