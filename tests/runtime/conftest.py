@@ -1,8 +1,8 @@
 """A complete bundle whose graphs are Python functions: decoding is tested without a model.
 
-The fake decoder is a deterministic random function of (picture, history). It keeps the history in the KV
-cache buffers it is given, as a real graph does, so that a cache written to the wrong row or reordered wrongly
-changes its logits.
+The fake decoder is a deterministic random function of (picture, history). It keeps the history in
+the KV cache buffers it is given, as a real graph does, so that a cache written to the wrong row or
+reordered wrongly changes its logits.
 """
 
 from __future__ import annotations
