@@ -297,6 +297,20 @@ class Preprocessing:
             problems=problems,
         )
 
+    @staticmethod
+    def from_processor_config(
+        config: Mapping[str, Any],
+        *,
+        processor: str | None = None,
+        exif: Literal["apply", "ignore"] = "apply",
+        alpha: Literal["drop", "white"] | None = None,
+    ) -> Preprocessing:
+        """From a Hugging Face config; see `primelens.processor_config.from_processor_config`."""
+        # Imported here because that module builds on this one, and no bundle needs it.
+        from primelens.processor_config import from_processor_config
+
+        return from_processor_config(config, processor=processor, exif=exif, alpha=alpha)
+
     @property
     def output_size(self) -> tuple[int, int] | None:
         """(height, width) of every output; None where it depends on the picture."""
