@@ -261,9 +261,7 @@ class _DecoderBuilder:
         )
         return g.op("Reshape", [context, self._unfolded], f"{name}.unfolded")
 
-    def _activate(
-        self, x: ir.Value, linear: Linear, activation: Activation, name: str
-    ) -> ir.Value:
+    def _activate(self, x: ir.Value, linear: Linear, activation: Activation, name: str) -> ir.Value:
         """Bias and activation, fused where an operator exists."""
         g = self._g
         bias = None if linear.bias is None else g.weight(f"{name}.bias", linear.bias)

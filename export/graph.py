@@ -88,7 +88,9 @@ class GraphBuilder:
             value.name = name
         return values
 
-    def finish(self, outputs: Sequence[tuple[ir.Value, ir.DataType, Sequence[int | str]]]) -> ir.Model:
+    def finish(
+        self, outputs: Sequence[tuple[ir.Value, ir.DataType, Sequence[int | str]]]
+    ) -> ir.Model:
         """The model with these outputs, dtypes and shapes."""
         for value, dtype, shape in outputs:
             value.type = ir.TensorType(dtype)

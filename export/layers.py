@@ -40,9 +40,7 @@ def activation_gap(field: str, name: Any) -> list[str]:
 
 def linear(module: Any) -> Linear:
     """A ``torch.nn.Linear``, whose weight is ``[out, in]``."""
-    return Linear(
-        as_array(module.weight).T, None if module.bias is None else as_array(module.bias)
-    )
+    return Linear(as_array(module.weight).T, None if module.bias is None else as_array(module.bias))
 
 
 def norm(module: Any) -> Norm:

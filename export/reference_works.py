@@ -19,9 +19,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     GPT2Config,
-    ViTConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
+    ViTConfig,
 )
 
 __all__ = ["NAMES", "build", "model_of", "randomise", "write_companions"]
@@ -207,7 +207,7 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["Ġ", *letters, *(a + b for a in ["Ġ", *letters] for b in letters)]
     for left, right in itertools.chain.from_iterable(
-        (((a, b) for a in pieces[: 27 * n] for b in letters) for n in (1, 28))
+        ((a, b) for a in pieces[: 27 * n] for b in letters) for n in (1, 28)
     ):
         if len(vocab) >= vocab_size:
             break

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -145,12 +145,11 @@ class ModelFamily(Protocol):
 
     name: str
     model_types: tuple[str, ...]
-    required_files: Sequence[str]
 
     def gaps(self, config: Any) -> list[str]:
         """What this configuration asks for that the exporter does not mirror, parts included."""
 
-    def load(self, folder: str, attention: str) -> tuple[Any, Mapping[str, Any]]:
+    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
         """The model in float32 and transformers' loading report; never runs remote code."""
 
     def split(self, model: Any) -> ModelSplit:

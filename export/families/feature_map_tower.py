@@ -12,7 +12,13 @@ __all__ = ["FeatureMap"]
 
 # Fields of the backbone's configuration that shape the computation, tensor shapes aside.
 _BACKBONE_FIELDS = {
-    "resnet": ("depths", "downsample_in_bottleneck", "downsample_in_first_stage", "hidden_act", "layer_type"),
+    "resnet": (
+        "depths",
+        "downsample_in_bottleneck",
+        "downsample_in_first_stage",
+        "hidden_act",
+        "layer_type",
+    ),
     "convnext": ("depths", "hidden_act", "layer_norm_eps", "patch_size"),
 }
 _RENAMES = ((r"^backbone\.", ""), (r"^position_table$", "positions"))

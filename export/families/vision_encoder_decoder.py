@@ -36,7 +36,6 @@ class VisionEncoderDecoder:
 
     name = "vision_encoder_decoder"
     model_types = ("vision-encoder-decoder",)
-    required_files = ("config.json", "preprocessor_config.json")
 
     def gaps(self, config: Any) -> list[str]:
         gaps = []
@@ -50,11 +49,10 @@ class VisionEncoderDecoder:
                 gaps += family.gaps(part_config)
         return gaps
 
-    def load(self, folder: str, attention: str) -> tuple[Any, Mapping[str, Any]]:
+    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
         return transformers.VisionEncoderDecoderModel.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation=attention,
             local_files_only=True,
             output_loading_info=True,
         )

@@ -1,0 +1,132 @@
+"""What the source model says about the gate's pictures: in float32, and in float64 as the arbiter.
+
+The float64 run has two uses. It says how far the source's own float32 result is from the exact one, which is
+the yardstick for the exported graphs: they may be a few times as far, and no further. And it decides whether two
+tokens are a tie that rounding may break either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.export.checkpoint import Checkpoint
+from primelens.export.registry import HeadSplit
+
+__all__ = ["Answers", "Compared", "ask"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One tensor as the source computes it.
+
+    Attributes:
+        single: in float32.
+        double: in float64.
+    """
+
+    single: Array
+    double: Array
+
+    @property
+    def noise(self) -> float:
+        """Largest distance of the float32 result from the float64 one."""
+        return float(np.abs(self.single - self.double).max())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the values."""
+        return float(self.double.std())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All answers for one head.
+
+    Attributes:
+        pictures: K pictures, ``[h, w, 3]`` uint8.
+        pixels: ``[K, 3, H, W]`` by the source's own image processor.
+        tap: what the tower says, ``[K, L, C]``.
+        forced: K continuations of equal length with end tokens forbidden, from one batch.
+        alone: the same for the first picture by itself.
+        natural: K continuations as ``generate`` ends them by default, decoded greedily.
+        texts: `natural` as the source's tokenizer decodes it.
+        inputs: ``[K, T]`` start tokens and `forced` without its last token.
+        logits: ``[K, T, V]`` after each of `inputs`.
+    """
+
+    pictures: Sequence[NDArray[np.uint8]]
+    pixels: Array
+    tap: Compared
+    forced: Sequence[Sequence[int]]
+    alone: Sequence[int]
+    natural: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    inputs: NDArray[np.int64]
+    logits: Compared
+
+
+def ask(
+    checkpoint: Checkpoint, head: HeadSplit, pictures: Sequence[NDArray[np.uint8]], steps: int
+) -> Answers:
+    """Put all questions to the source model.
+
+    Args:
+        checkpoint: the loaded source.
+        head: one of its heads.
+        pictures: what to show.
+        steps: length of the forced continuations; shortened where positions run out.
+    """
+    reference, generation = head.reference, head.generation
+    start = list(generation.start_tokens)
+    steps = min(steps, head.plan.max_positions - len(start))
+    pixels = np.concatenate([_pixels(checkpoint.processor, picture) for picture in pictures])
+    greedy = _greedy(generation.settings)
+    forced_length = {"max_new_tokens": steps, "min_new_tokens": steps}
+    forced = reference.generate(pixels, greedy | forced_length)
+    alone = reference.generate(pixels[:1], greedy | forced_length)[0]
+    longest = min(generation.max_new_tokens, head.plan.max_positions - len(start))
+    natural = reference.generate(pixels, greedy | {"max_new_tokens": longest})
+    inputs = np.array([start + tokens[:-1] for tokens in forced], np.int64)
+    single = (reference.taps(pixels)[head.tap], reference.logits(pixels, inputs))
+    with reference.widen():
+        double = (reference.taps(pixels)[head.tap], reference.logits(pixels, inputs))
+    decode = checkpoint.tokenizer.decode
+    return Answers(
+        pictures=pictures,
+        pixels=pixels,
+        tap=Compared(single[0], double[0]),
+        forced=forced,
+        alone=alone,
+        natural=natural,
+        texts=[decode(tokens, skip_special_tokens=True).strip() for tokens in natural],
+        inputs=inputs,
+        logits=Compared(single[1], double[1]),
+    )
+
+
+def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Greedy decoding, whatever the checkpoint's generation_config asks for besides."""
+    neutral = {
+        "num_return_sequences": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "early_stopping": False,
+        "length_penalty": 1.0,
+    }
+    base = {"do_sample": False, "num_beams": 1, "use_cache": True}
+    return base | {name: value for name, value in neutral.items() if name in settings}
+
+
+def _pixels(processor: Any, picture: NDArray[np.uint8]) -> Array:
+    """``[1, 3, H, W]`` by the source's image processor."""
+    from PIL import Image
+
+    values = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"]
+    return np.asarray(values, np.float32)

@@ -1,0 +1,72 @@
+"""The card: a bundle's README.md, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from primelens.manifest import HeadSpec, Manifest
+
+__all__ = ["bundle_card"]
+
+
+def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
+    """Markdown that says what the bundle is, what was proved and what was not measured."""
+    source = manifest.source
+    revision = f" at revision `{source.revision}`" if source.revision else ""
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"A primelens bundle, made from `{source.checkpoint}`{revision} (`{source.architecture}`).",
+        "",
+        f"* **Pictures it was made for**: {manifest.domain.description}",
+        f"* **Licence of the weights**: {manifest.license or 'the source states none'}",
+        f"* **Tower**: {manifest.tower.family}, computed in {manifest.tower.variant}",
+        *(_head_line(name, head) for name, head in manifest.heads.items()),
+        "",
+        "Use it without torch or transformers:",
+        "",
+        "```python",
+        "import primelens",
+        "",
+        'print(primelens.load("this-folder").caption("photo.jpg").text)',
+        "```",
+        "",
+        *_parity_lines(manifest.parity),
+    ]
+    if notes:
+        lines += ["", "## Notes", "", *(f"* {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _head_line(name: str, head: HeadSpec) -> str:
+    decoder = head.decoder
+    return (
+        f"* **Head `{name}`**: {head.kind}, {decoder.layers} layers of {decoder.kv_heads} x "
+        f"{decoder.head_dim}, {decoder.vocab_size} tokens, {head.precision}"
+    )
+
+
+def _parity_lines(parity: Any) -> list[str]:
+    if not parity:
+        return []
+    lines = ["## What was compared with the source model", ""]
+    failures = parity.get("failures", [])
+    if failures:
+        lines += ["**The comparison failed, and the bundle was written on request:**", ""]
+        lines += [f"* {failure}" for failure in failures] + [""]
+    for name, head in parity.get("heads", {}).items():
+        lines += [f"* head `{name}`: {_head_result(head)}"]
+    lines += [f"* not measured: {item}" for item in parity.get("not_measured", [])]
+    lines += ["", "`primelens verify` replays the golden outputs on your machine."]
+    return lines
+
+
+def _head_result(head: Any) -> str:
+    parts = [f"{head.get('tokens_compared', 0)} tokens identical, {head.get('ties', 0)} ties"]
+    for key in ("tap", "logits"):
+        if "largest_error" in head.get(key, {}):
+            parts.append(f"largest {key} error {head[key]['largest_error']:.2e}")
+    if "top1_agreement" in head.get("logits", {}):
+        parts[0] = f"top-1 agreement {head['logits']['top1_agreement']:.4f}"
+    return "; ".join(parts)

@@ -1,0 +1,270 @@
+"""Opens a Hugging Face checkpoint folder: everything is checked before a model is built from it.
+
+Nothing in the folder is trusted to run: no remote code (``auto_map``), no pickles beyond tensors. All that is
+missing or unsupported is reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from primelens.errors import CheckpointError, PrimelensError, UnsupportedError
+from primelens.export.registry import ModelFamily, model_family
+from primelens.export.weight_files import WeightFiles, find_weights
+from primelens.preprocessing import Preprocessing
+from primelens.processor_config import from_processor_config, processor_origin
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+logger = logging.getLogger("primelens.export")
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_UNUSED_WEIGHTS = re.compile(r"(^|\.)pooler\.")  # no tap reads them
+
+
+@dataclass
+class Checkpoint:
+    """A loaded source model and what belongs to it.
+
+    Attributes:
+        folder: where it lies.
+        name: what to call it: the folder's last part, or the hub id.
+        revision: the hub commit, if any.
+        family: who knows its architecture.
+        model: the transformers model, float32, evaluation mode.
+        preprocessing: the specification that primelens will carry out.
+        processor: the source's own image processor, to be compared with.
+        tokenizer: the source's own tokenizer.
+        digest: `weights_digest` of all floating-point tensors in its files.
+        notes: what a user ought to know.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    family: ModelFamily
+    model: Any
+    preprocessing: Preprocessing
+    processor: Any
+    tokenizer: Any
+    digest: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> str:
+        """The transformers class."""
+        return type(self.model).__name__
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a ``tokenizer.json``."""
+        text: str = self.tokenizer.backend_tokenizer.to_str(pretty=False)
+        return text
+
+    @property
+    def clean_up_spaces(self) -> bool:
+        """Whether decoding joins punctuation; transformers never does it for a BPE tokenizer."""
+        wanted = bool(getattr(self.tokenizer, "clean_up_tokenization_spaces", False))
+        force = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+        bpe = isinstance(self.tokenizer.backend_tokenizer.model, BPE)
+        return wanted and (not bpe or bool(getattr(self.tokenizer, force, False)))
+
+
+def open_checkpoint(
+    folder: str | Path, *, name: str | None = None, revision: str | None = None
+) -> Checkpoint:
+    """Check and load a checkpoint folder.
+
+    Args:
+        folder: as ``save_pretrained`` writes it, with tokenizer and preprocessor.
+        name: what to call it; the folder's last part by default.
+        revision: the hub commit that it came from.
+
+    Raises:
+        CheckpointError: files are missing or broken, weights are not finite, a pickle or remote code would
+            have to run; ``problems`` lists every finding.
+        UnsupportedError: the architecture or one of its settings has no exporter; lists every gap.
+    """
+    folder = Path(folder)
+    problems: list[str] = []
+    raw = _read_json(folder / "config.json", problems)
+    weights = find_weights(folder, problems)
+    settings = _preprocessor(folder, problems)
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        problems.append("no tokenizer: tokenizer.json is missing")
+    problems += [
+        f"{file}: auto_map asks for code from outside transformers, which is never run"
+        for file, data in (("config.json", raw), ("preprocessor_config.json", settings))
+        if data and "auto_map" in data
+    ]
+    if problems or raw is None or settings is None or weights is None:
+        raise CheckpointError(
+            f"The checkpoint {folder} is incomplete or cannot be used:",
+            remedy="Save model, tokenizer and image processor into one folder with save_pretrained.",
+            problems=problems,
+        )
+    family = _supported(raw, folder)
+    digest = weights.check()
+    preprocessing = from_processor_config(settings)
+    notes = _preprocessing_notes(settings)
+    model = _load(family, folder, weights, notes)
+    return Checkpoint(
+        folder=folder,
+        name=name or folder.resolve().name,
+        revision=revision,
+        family=family,
+        model=model,
+        preprocessing=preprocessing,
+        processor=_processor(folder),
+        tokenizer=_tokenizer(folder),
+        digest=digest,
+        notes=notes,
+    )
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return None
+    if not isinstance(data, dict):
+        problems.append(f"{path.name} is not a JSON object")
+        return None
+    return data
+
+
+def _preprocessor(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The image processor's settings, from its own file or from within the processor's."""
+    own, whole = _PREPROCESSOR_FILES
+    if not (folder / own).is_file() and (folder / whole).is_file():
+        data = _read_json(folder / whole, problems)
+        part = (data or {}).get("image_processor")
+        if isinstance(part, dict):
+            return part
+    return _read_json(folder / own, problems)
+
+
+def _supported(raw: Mapping[str, Any], folder: Path) -> ModelFamily:
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"{folder / 'config.json'} names no model_type.",
+            remedy="Save the model with save_pretrained.",
+        )
+    family = model_family(model_type)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises whatever the configuration's checks raise
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot read {folder / 'config.json'}: {error}",
+            remedy="Upgrade transformers, or repair the file.",
+        ) from error
+    gaps = family.gaps(config)
+    if gaps:
+        raise UnsupportedError(
+            f"The checkpoint {folder} asks for what has no exporter:",
+            remedy="`primelens families` lists what is supported.",
+            problems=gaps,
+        )
+    return family
+
+
+def _load(family: ModelFamily, folder: Path, weights: WeightFiles, notes: list[str]) -> Any:
+    try:
+        model, report = family.load(str(folder))
+    except PrimelensError:
+        raise
+    except Exception as error:  # transformers raises many unrelated classes
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot load {folder}: {error}",
+            remedy="Check that the weights belong to this config.json.",
+        ) from error
+    problems = [
+        f"{name}: not in {', '.join(weights.names)}; it would be left random"
+        for name in sorted(report.get("missing_keys", ()))
+        if not _UNUSED_WEIGHTS.search(name)
+    ]
+    problems += [f"{item}: wrong shape" for item in report.get("mismatched_keys", ())]
+    if problems:
+        raise CheckpointError(
+            f"The weights in {folder} do not fill the model that config.json describes:",
+            remedy="Check that the weights belong to this config.json.",
+            problems=problems,
+        )
+    unexpected = sorted(report.get("unexpected_keys", ()))
+    if unexpected:
+        notes.append(f"{len(unexpected)} tensors of the checkpoint are unused: {unexpected[0]}, …")
+    return model.eval().requires_grad_(False)
+
+
+def _preprocessing_notes(settings: Mapping[str, Any]) -> list[str]:
+    origin = processor_origin(settings)
+    if origin is None or origin.backend != "torchvision":
+        return []
+    return [
+        f"{origin.name} resizes with torchvision, whose pixels differ slightly from Pillow's; the "
+        "bundle mirrors the Pillow processor of the same name"
+    ]
+
+
+def _processor(folder: Path) -> Any:
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever the processor's checks raise
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot build the image processor: {error}",
+            remedy="Check preprocessor_config.json.",
+        ) from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever the tokenizer's checks raise
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            logger.info("tokenizer.json is used as it is: %s", error)
+            return _bare_tokenizer(path)
+        raise CheckpointError(
+            f"transformers {transformers.__version__} cannot build the tokenizer: {error}",
+            remedy="Save a fast tokenizer (tokenizer.json) into the folder.",
+        ) from error
+
+
+def _bare_tokenizer(path: Path) -> Any:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise CheckpointError(
+            f"{path} is not a tokenizer that this version of tokenizers reads: {error}.",
+            remedy="Upgrade tokenizers, or save the tokenizer again.",
+        ) from error
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)

@@ -1,0 +1,174 @@
+"""Everything a bundle will be made of, before a byte is written.
+
+A draft holds graphs and the parts of the manifest in memory. The exporter writes it, proves what it wrote, and
+only then keeps the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import onnx_ir as ir
+
+from primelens.errors import CheckpointError
+from primelens.export.checkpoint import Checkpoint
+from primelens.export.connector_graph import build_connector
+from primelens.export.decoder_graph import build_decoder
+from primelens.export.options import ExportOptions
+from primelens.export.quantise import Recipe, recipe
+from primelens.export.registry import HeadSplit, ModelSplit
+from primelens.export.storage import narrow_weights
+from primelens.export.tower_graph import build_tower
+from primelens.identity import tower_identity, weights_digest
+from primelens.manifest import DecoderSpec, HeadSpec, Source, TapSpec, TowerSpec
+
+__all__ = ["Draft", "draft_bundle", "producer"]
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass
+class Draft:
+    """A bundle in memory.
+
+    Attributes:
+        name, source: for the manifest.
+        tower, heads: the manifest's two sides.
+        graphs: file name without suffix → graph.
+        texts: file name → text, of the tokenizer.
+        notes: what a user ought to know.
+        saved_bytes: what narrow storage saves.
+    """
+
+    name: str
+    source: Source
+    tower: TowerSpec
+    heads: dict[str, HeadSpec]
+    graphs: dict[str, ir.Model]
+    texts: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    saved_bytes: int = 0
+
+
+def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptions) -> Draft:
+    """Build, quantise and narrow all graphs.
+
+    Raises:
+        CheckpointError: the preprocessing does not fit the tower, or the tower cannot be exported.
+    """
+    size = _input_size(checkpoint, split)
+    steps = recipe(options.precision)
+    tower_model = build_tower(split.tower, size)
+    shapes = {str(v.name): tuple(v.shape or ())[1:] for v in tower_model.graph.outputs}
+    graphs = {"tower": tower_model}
+    heads = {}
+    for name, head in split.heads.items():
+        length = int(shapes[head.tap][0])  # type: ignore[call-overload]
+        graphs |= _head_graphs(name, head, length)
+        heads[name] = _head_spec(name, head, checkpoint, steps)
+    steps.apply(graphs)
+    saved = 0
+    if options.storage == "auto":
+        saved = sum(narrow_weights(graph) for graph in graphs.values())
+    preprocessing = checkpoint.preprocessing.to_dict()
+    taps = {
+        tap: TapSpec(_identity(split, tap, preprocessing), tuple(int(n) for n in shapes[tap]))  # type: ignore[call-overload]
+        for tap in split.tower.taps
+    }
+    return Draft(
+        name=options.name or checkpoint.name,
+        source=Source(
+            checkpoint.name, checkpoint.revision, checkpoint.architecture, checkpoint.digest
+        ),
+        tower=TowerSpec(split.tower_family, "tower.onnx", steps.variant, taps, preprocessing),
+        heads=heads,
+        graphs=graphs,
+        texts={TOKENIZER: checkpoint.tokenizer_json},
+        notes=[*checkpoint.notes, *steps.notes],
+        saved_bytes=saved,
+    )
+
+
+def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
+    size = checkpoint.preprocessing.output_size
+    if size is None:
+        raise CheckpointError(
+            "The preprocessing yields pictures of varying size; the tower needs one size.",
+            remedy="Set a fixed size or a crop in preprocessor_config.json.",
+        )
+    if split.tower.size is not None and size != split.tower.size:
+        raise CheckpointError(
+            f"The preprocessing yields {size[0]}x{size[1]} pixels (height x width), the tower wants "
+            f"{split.tower.size[0]}x{split.tower.size[1]}.",
+            remedy="Correct size or crop_size in preprocessor_config.json.",
+        )
+    return size
+
+
+def _head_graphs(name: str, head: HeadSplit, length: int) -> dict[str, ir.Model]:
+    blocks = [layer.cross_attention for layer in head.plan.layers]
+    connector = build_connector(
+        [block for block in blocks if block is not None],
+        tap=head.tap,
+        length=length,
+        heads=head.plan.heads,
+        projection=head.projection,
+    )
+    return {f"{name}.connector": connector, f"{name}.decoder": build_decoder(head.plan, length)}
+
+
+def _head_spec(name: str, head: HeadSplit, checkpoint: Checkpoint, steps: Recipe) -> HeadSpec:
+    plan = head.plan
+    return HeadSpec(
+        kind=head.kind,
+        family=checkpoint.family.name,
+        tap=head.tap,
+        connector=f"{name}.connector.onnx",
+        decoder=DecoderSpec(
+            graph=f"{name}.decoder.onnx",
+            layers=len(plan.layers),
+            kv_heads=plan.heads,
+            head_dim=plan.head_dim,
+            vocab_size=plan.vocab_size,
+            max_positions=plan.max_positions,
+        ),
+        tokenizer=TOKENIZER,
+        generation=head.generation,
+        precision=steps.name,
+        digest=weights_digest({name: tensor.numpy() for name, tensor in head.tensors.items()}),
+        clean_up_spaces=checkpoint.clean_up_spaces,
+    )
+
+
+def _identity(split: ModelSplit, tap: str, preprocessing: Mapping[str, Any]) -> str:
+    return tower_identity(
+        family=split.tower_family,
+        architecture=split.tower.architecture,
+        preprocessing=preprocessing,
+        tap=tap,
+        tensors={name: tensor.numpy() for name, tensor in split.tower.taps[tap].items()},
+    )
+
+
+def producer() -> dict[str, str]:
+    """Package → version of what makes the bundle."""
+    names = (
+        "primelens",
+        "torch",
+        "transformers",
+        "onnx_ir",
+        "onnx",
+        "onnxruntime",
+        "numpy",
+        "Pillow",
+    )
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,373 @@
+"""The gate: the shipped runtime, on the bundle as it will be shipped, against the source model.
+
+What is compared, in the order data flows, so that the first finding is the cause and not a consequence:
+
+1. **pixels**: the bundle's preprocessing against the source's image processor, bit for bit;
+2. **tap**: the tower's output, picture by picture, and the same pictures as one batch;
+3. **prefill**: logits after every token of the source's own text, in one ragged call with two rows per picture
+   (so that padding, the fold of rows onto pictures, and logits of chosen rows are all in use);
+4. **steps**: greedy decoding token by token, of forced length, in a batch and alone;
+5. **natural**: default decoding to its natural end, tokens and text.
+
+A float32 bundle passes when taps and logits are within a few times the *source's own* float32 rounding error
+(measured against a float64 run of the source) and all tokens are equal; a token may differ only where the float64
+source itself holds both candidates closer together than that bound: a tie, which is counted. A quantised bundle
+cannot be that close: it passes with the same pixels, a top-1 agreement of at least 99 % over the forced steps,
+steps that agree with its own prefill, and results that do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.decoding.session import capacity_for
+from primelens.engine import Graph
+from primelens.engine_onnx import OnnxEngine
+from primelens.export.answers import Answers, Compared
+from primelens.model import Model, load
+from primelens.options import CaptionOptions, LoadOptions
+from primelens.results import Caption, EncodedImage
+
+__all__ = ["AGREEMENT", "NOISE_FACTOR", "GateReport", "run_gate"]
+
+Array = NDArray[Any]
+
+NOISE_FACTOR = 8.0  # how many times the source's own rounding error is still rounding
+_FLOOR = 2.0**-21  # of a tensor's spread: for models so small that float32 rounding hardly shows
+AGREEMENT = 0.99  # least top-1 agreement of a quantised bundle
+
+
+@dataclass
+class GateReport:
+    """What the gate found.
+
+    Attributes:
+        failures: one line per finding, the first stage that failed only; empty when passed.
+        measured: what goes into the manifest's parity block.
+        encoded: the pictures as the bundle encodes them.
+        natural: of a quantised bundle, each picture's default continuation and the ``[n, V]`` logits
+            before each of its tokens.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    encoded: list[EncodedImage] = field(default_factory=list)
+    natural: list[tuple[list[int], Array]] = field(default_factory=list)
+
+
+class _RecordingEngine(OnnxEngine):
+    """Remembers the graphs it opened, by file name, so that the gate can question them directly."""
+
+    def __init__(self, threads: int | None) -> None:
+        super().__init__(threads=threads)
+        self.graphs: dict[str, Graph] = {}
+
+    def open(self, path: Path) -> Any:
+        graph = super().open(path)
+        self.graphs[path.name] = graph
+        return graph
+
+
+def run_gate(folder: Path, head: str, answers: Answers, threads: int | None = None) -> GateReport:
+    """Compare the bundle in ``folder`` with what the source said.
+
+    Args:
+        folder: a complete bundle.
+        head: which of its heads.
+        answers: of the source model to the same head.
+        threads: of the inference engine.
+    """
+    engine = _RecordingEngine(threads)
+    model = load(folder, options=LoadOptions(threads=threads, check="size"), engine=engine)
+    return _Gate(model, engine.graphs, head, answers).run()
+
+
+class _Gate:
+    def __init__(self, model: Model, graphs: dict[str, Graph], head: str, answers: Answers) -> None:
+        self._model, self._graphs, self._answers = model, graphs, answers
+        self._head = model.manifest.heads[head]
+        self._exact = self._head.precision == "fp32"
+        self._report = GateReport()
+        self._offset = len(self._head.generation.start_tokens) - 1  # logits before the first token
+        self._ties = 0
+        self._compared_tokens = 0
+
+    def run(self) -> GateReport:
+        """All stages until one fails."""
+        report = self._report
+        for stage in (self._pixels, self._tap, self._prefill, self._steps, self._natural):
+            report.failures = stage()
+            if report.failures:
+                break
+        report.measured["ties"] = self._ties
+        report.measured["tokens_compared"] = self._compared_tokens
+        return report
+
+    # Stages ------------------------------------------------------------------------------------
+
+    def _pixels(self) -> list[str]:
+        failures = []
+        for k, picture in enumerate(self._answers.pictures):
+            found, wanted = self._model.preprocessing(picture), self._answers.pixels[k]
+            if found.shape != wanted.shape:
+                failures.append(f"picture {k}, pixels: shape {found.shape}, source {wanted.shape}")
+            elif not np.array_equal(found, wanted):
+                failures.append(f"picture {k}, pixels: {_worst(found, wanted)}; they must be equal")
+        self._report.measured["pixels"] = {
+            "pictures": len(self._answers.pictures),
+            "equal": not failures,
+        }
+        return failures
+
+    def _tap(self) -> list[str]:
+        wanted = self._answers.tap
+        self._report.encoded = [self._model.encode(p) for p in self._answers.pictures]
+        found = np.stack([image.taps[self._head.tap] for image in self._report.encoded])
+        failures = self._close(f"tap {self._head.tap}", found, wanted, "tap")
+        captions = self._model.caption(
+            list(self._answers.pictures), CaptionOptions(max_new_tokens=1)
+        )
+        singles = self._model.caption(self._report.encoded, CaptionOptions(max_new_tokens=1))
+        for k, (batch, single) in enumerate(zip(captions, singles, strict=True)):
+            if batch.tokens != single.tokens:
+                failures.append(f"picture {k}: encoded in a batch it yields another first token")
+        return failures
+
+    def _prefill(self) -> list[str]:
+        inputs = self._answers.inputs
+        count, width = inputs.shape
+        lengths = np.repeat(np.full(count, width), 2)
+        lengths[1::2] = np.maximum(1, width - 1 - np.arange(count) % max(width - 1, 1))
+        rows = np.repeat(inputs, 2, axis=0)
+        flat = np.concatenate([r * width + np.arange(n) for r, n in enumerate(lengths)])
+        found = self._run_prefill(rows, lengths, flat)
+        owner = np.repeat(np.arange(2 * count), lengths)
+        step = np.concatenate([np.arange(n) for n in lengths])
+        wanted = Compared(*(values[owner // 2, step] for values in _both(self._answers.logits)))
+        names = [f"picture {k // 2}, step {s}" for k, s in zip(owner, step, strict=True)]
+        if self._exact:
+            return self._close("logits", found, wanted, "logits", names)
+        return self._agreement(found, wanted)
+
+    def _run_prefill(self, rows: Array, lengths: Array, flat: Array) -> Array:
+        spec = self._head.decoder
+        taps = np.stack([image.taps[self._head.tap] for image in self._report.encoded])
+        assert self._head.connector is not None
+        cross = self._graphs[self._head.connector].run({self._head.tap: taps})
+        count, width = rows.shape
+        shape = (count, spec.kv_heads, capacity_for(width, spec), spec.head_dim)
+        feeds: dict[str, Array] = {
+            "input_ids": np.ascontiguousarray(rows, np.int64),
+            "position_ids": np.tile(np.arange(width, dtype=np.int64), (count, 1)),
+            "seqlens_k": (lengths - 1).astype(np.int32),
+            "total_sequence_length": np.array(width, np.int32),
+            "logits_rows": flat.astype(np.int64),
+            **cross,
+        }
+        for layer in range(spec.layers):
+            for kind in ("key", "value"):
+                feeds[f"past_{kind}.{layer}"] = np.zeros(shape, np.float32)
+        return self._graphs[spec.graph].run(feeds)["logits"]
+
+    def _steps(self) -> list[str]:
+        answers = self._answers
+        options = _forced(len(answers.forced[0]))
+        batch = self._model.caption(self._report.encoded, options)
+        alone = self._model.caption(self._report.encoded[0], options)
+        if self._exact:
+            failures = []
+            for k, (caption, wanted) in enumerate(zip(batch, answers.forced, strict=True)):
+                failures += self._same_tokens(f"picture {k}", caption, wanted, forced=True)
+            name = "picture 0 by itself"
+            return failures + self._same_tokens(name, alone, answers.alone, forced=True)
+        equal = sum(
+            a == b
+            for caption, wanted in zip(batch, answers.forced, strict=True)
+            for a, b in zip(caption.tokens, wanted, strict=True)
+        )
+        self._report.measured["greedy_tokens_equal"] = equal / (len(batch) * len(batch[0].tokens))
+        return self._consistent(batch, alone)
+
+    def _natural(self) -> list[str]:
+        answers, failures = self._answers, []
+        captions = self._model.caption(self._report.encoded, CaptionOptions())
+        if not self._exact:
+            equal = [
+                list(c.tokens) == list(t) for c, t in zip(captions, answers.natural, strict=True)
+            ]
+            self._report.measured["natural_texts_equal"] = sum(equal) / len(equal)
+            head = self._model.head()
+            for image, caption in zip(self._report.encoded, captions, strict=True):
+                tokens = list(caption.tokens)
+                self._report.natural.append((tokens, head.forced_logits(image, tokens)))
+            return []
+        for k, (caption, wanted) in enumerate(zip(captions, answers.natural, strict=True)):
+            found = self._same_tokens(f"picture {k}, default decoding", caption, wanted)
+            failures += found
+            same = list(caption.tokens) == list(wanted)
+            if same and caption.text != answers.texts[k]:
+                failures.append(
+                    f"picture {k}: text {caption.text!r}, the source says {answers.texts[k]!r}"
+                )
+        return failures
+
+    # Comparisons -------------------------------------------------------------------------------
+
+    def _close(
+        self,
+        what: str,
+        found: Array,
+        wanted: Compared,
+        key: str,
+        names: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Within the bound, row by row; one line for each of the first rows that are not."""
+        limit = _limit(wanted)
+        if found.shape != wanted.double.shape:
+            return [f"{what}: shape {found.shape}, the source's is {wanted.double.shape}"]
+        distance = np.abs(found - wanted.double)
+        self._report.measured[key] = {
+            "values": int(found.size),
+            "largest_error": float(np.abs(found - wanted.single).max()),
+            "largest_error_to_float64": float(distance.max()),
+            "source_rounding": wanted.noise,
+            "limit": limit,
+            "spread": wanted.spread,
+        }
+        if not self._exact:
+            relative = float(np.sqrt((distance**2).mean()) / wanted.spread)
+            self._report.measured[key]["relative_rms_error"] = relative
+            return [] if np.isfinite(found).all() else [f"{what}: not finite"]
+        failures = []
+        for row in range(len(found)):
+            if not distance[row].max() <= limit:  # also true for NaN
+                name = f"picture {row}" if names is None else names[row]
+                worst = _worst(found[row], wanted.double[row])
+                failures.append(f"{what}, {name}: {worst}; limit {limit:.3g}")
+        return failures[:8]
+
+    def _agreement(self, found: Array, wanted: Compared) -> list[str]:
+        equal = found.argmax(axis=1) == wanted.double.argmax(axis=1)
+        share = float(equal.mean())
+        distance = found - wanted.double
+        self._report.measured["logits"] = {
+            "positions": len(equal),
+            "top1_agreement": share,
+            "largest_error": float(np.abs(distance).max()),
+            "relative_rms_error": float(np.sqrt((distance**2).mean()) / wanted.spread),
+            "spread": wanted.spread,
+        }
+        if share >= AGREEMENT:
+            return []
+        first = int(np.flatnonzero(~equal)[0])
+        return [
+            f"top-1 agreement is {share:.4f} over {len(equal)} positions; at least {AGREEMENT} is "
+            f"wanted. First disagreement at position {first}: source {wanted.double[first].argmax()}, "
+            f"bundle {found[first].argmax()}"
+        ]
+
+    def _same_tokens(
+        self, name: str, caption: Caption, wanted: Sequence[int], *, forced: bool = False
+    ) -> list[str]:
+        found = list(caption.tokens)
+        step = _first_difference(found, wanted)
+        if step is None:
+            self._compared_tokens += len(wanted)
+            return []
+        a = wanted[step] if step < len(wanted) else None
+        b = found[step] if step < len(found) else None
+        row = int(name.split()[1].rstrip(","))
+        if forced and a is not None and b is not None:
+            exact = self._answers.logits.double[row, self._offset + step]
+            margin = float(exact[a] - exact[b])
+            if abs(margin) <= _limit(self._answers.logits):
+                self._ties += 1
+                self._compared_tokens += step
+                return []
+        elif self._is_prefix_tie(row, step, a, b):
+            self._ties += 1
+            self._compared_tokens += step
+            return []
+        return [
+            f"{name}, step {step}: the source says {self._show(a)}, the bundle {self._show(b)} "
+            f"(after {list(wanted[:step])[-4:]})"
+        ]
+
+    def _is_prefix_tie(self, row: int, step: int, a: int | None, b: int | None) -> bool:
+        """Natural text follows the forced one up to its end token: the same logits decide."""
+        natural = list(self._answers.natural[row][:step])
+        if a is None or b is None or natural != list(self._answers.forced[row][:step]):
+            return False
+        if self._offset + step >= self._answers.logits.double.shape[1]:
+            return False
+        exact = self._answers.logits.double[row, self._offset + step]
+        return abs(float(exact[a] - exact[b])) <= _limit(self._answers.logits)
+
+    def _show(self, token: int | None) -> str:
+        if token is None:
+            return "nothing more"
+        return f"{token} ({self._model.head().text.piece(token)!r})"
+
+    def _consistent(self, batch: Sequence[Caption], alone: Caption) -> list[str]:
+        """A quantised bundle against itself: steps against prefill, batch against single."""
+        failures = []
+        if tuple(batch[0].tokens) != tuple(alone.tokens):
+            step = _first_difference(batch[0].tokens, alone.tokens)
+            failures.append(f"picture 0, step {step}: the batch changes its text")
+        start = list(self._head.generation.start_tokens)
+        rows = np.array([start + list(c.tokens[:-1]) for c in batch], np.int64)
+        count, width = rows.shape
+        logits = self._run_prefill(rows, np.full(count, width), np.arange(count * width))
+        ends = list(self._head.generation.eos_tokens)
+        logits[:, ends] = -np.inf
+        chosen = logits.reshape(count, width, -1)[:, len(start) - 1 :].argmax(axis=2)
+        for k, caption in enumerate(batch):
+            step = _first_difference(caption.tokens, chosen[k].tolist())
+            if step is not None and not self._own_tie(logits, k * width + step, caption, step):
+                failures.append(f"picture {k}, step {step}: steps and prefill disagree")
+        return failures
+
+    def _own_tie(self, logits: Array, row: int, caption: Caption, step: int) -> bool:
+        values = logits[row + len(self._head.generation.start_tokens) - 1]
+        margin = float(values.max() - values[caption.tokens[step]])
+        if margin > 1e-3 * self._answers.logits.spread:
+            return False
+        self._ties += 1
+        return True
+
+
+def _limit(wanted: Compared) -> float:
+    return max(NOISE_FACTOR * wanted.noise, _FLOOR * wanted.spread)
+
+
+def _both(compared: Compared) -> tuple[Array, Array]:
+    return compared.single, compared.double
+
+
+def _forced(steps: int) -> CaptionOptions:
+    return CaptionOptions(max_new_tokens=steps, min_new_tokens=steps)
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    for place, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return place
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def _worst(found: Array, wanted: Array) -> str:
+    """Where two arrays differ most, and how far."""
+    distance = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    distance[~np.isfinite(distance)] = np.inf
+    place = np.unravel_index(int(distance.argmax()), distance.shape)
+    index = ", ".join(str(int(i)) for i in place)
+    return (
+        f"[{index}] is {float(found[place]):.7g}, expected {float(wanted[place]):.7g} "
+        f"(off by {float(distance[place]):.3g})"
+    )

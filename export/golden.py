@@ -1,0 +1,103 @@
+"""The golden file: pictures, and what was said about them, for `primelens.verify` to replay.
+
+A float32 bundle carries what the *source model* said. A quantised bundle carries its own outputs of the day it was
+proved (so that a replay is exact up to rounding), and the source's tokens beside them.
+
+======================= ======================================================================================
+image.k                 uint8 [h, w, 3]
+tap.<name>.k            float32
+tokens.<head>.k         int64, greedy decoding with default settings
+logits.<head>.k         float32 [n, 16], the largest logits before each token, teacher-forced
+logits_ids.<head>.k     int64 [n, 16], the token ids they belong to
+source_tokens.<head>.k  int64, in quantised bundles only
+======================= ======================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from primelens.export.answers import Answers
+from primelens.export.gate import GateReport
+from primelens.export.registry import HeadSplit
+
+__all__ = ["COUNT", "TOP", "golden_arrays", "golden_parity", "write_golden"]
+
+COUNT = 4
+TOP = 16
+_MARGIN = 8.0
+
+Array = NDArray[Any]
+
+
+def golden_arrays(
+    name: str, head: HeadSplit, answers: Answers, report: GateReport | None
+) -> dict[str, Array]:
+    """The arrays of one head.
+
+    Args:
+        name: the head's name.
+        head: its source.
+        answers: what the source said.
+        report: of the gate over a quantised bundle, whose own outputs are kept; None for float32.
+    """
+    arrays: dict[str, Array] = {}
+    for k in range(min(COUNT, len(answers.pictures))):
+        arrays[f"image.{k}"] = np.ascontiguousarray(answers.pictures[k])
+        tokens = list(answers.natural[k])
+        if report is None:
+            tap = answers.tap.single[k]
+            logits = _source_logits(head, answers, k, tokens)
+        else:
+            arrays[f"source_tokens.{name}.{k}"] = np.array(tokens, np.int64)
+            tap = report.encoded[k].taps[head.tap]
+            tokens, logits = report.natural[k]
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+        arrays[f"tap.{head.tap}.{k}"] = np.ascontiguousarray(tap, np.float32)
+        arrays[f"tokens.{name}.{k}"] = np.array(tokens, np.int64)
+        arrays[f"logits.{name}.{k}"] = np.take_along_axis(logits, ids, axis=1).astype(np.float32)
+        arrays[f"logits_ids.{name}.{k}"] = ids.astype(np.int64)
+    return arrays
+
+
+def _source_logits(head: HeadSplit, answers: Answers, k: int, tokens: list[int]) -> Array:
+    """``[n, V]`` logits of the source before each of the tokens."""
+    start = list(head.generation.start_tokens)
+    inputs = np.array([start + tokens[:-1]], np.int64)
+    return head.reference.logits(answers.pixels[k : k + 1], inputs)[0, len(start) - 1 :]
+
+
+def golden_parity(answers: Answers, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of the preprocessed pictures, and how close a replay has to come."""
+    count = min(COUNT, len(answers.pictures))
+    pixels = [np.ascontiguousarray(answers.pixels[k], "<f4").tobytes() for k in range(count)]
+    tolerances = {
+        key: _MARGIN * max(source.noise, _float32_error(measured, key))
+        for key, source in (("tap", answers.tap), ("logits", answers.logits))
+    }
+    return {
+        "pixels_sha256": [hashlib.sha256(data).hexdigest() for data in pixels],
+        "tap_tolerance": tolerances["tap"],
+        "logits_tolerance": tolerances["logits"],
+        "rule": f"{_MARGIN:g} x the larger of the source's own float32 rounding error and, for "
+        "float32 bundles, the error that the gate measured",
+    }
+
+
+def _float32_error(measured: Mapping[str, Any], key: str) -> float:
+    """The measured error, where it is rounding and not quantisation."""
+    if "limit" not in measured.get(key, {}) or "relative_rms_error" in measured[key]:
+        return 0.0
+    return float(measured[key]["largest_error"])
+
+
+def write_golden(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write the file; contiguous little-endian arrays."""
+    save_file(dict(arrays), path)

@@ -1,0 +1,182 @@
+"""The export: load, split at the seam, build graphs, quantise, write, prove, keep.
+
+Everything is written to a temporary folder beside the target, proved there by running the shipped runtime on it,
+and renamed only when the gate has passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from primelens.atomic import atomic_folder
+from primelens.errors import GateError
+from primelens.export.answers import Answers, ask
+from primelens.export.bundle_writer import GOLDEN, write_draft, write_manifest
+from primelens.export.checkpoint import Checkpoint, open_checkpoint
+from primelens.export.draft import Draft, draft_bundle
+from primelens.export.gate import NOISE_FACTOR, GateReport, run_gate
+from primelens.export.golden import golden_arrays, golden_parity, write_golden
+from primelens.export.options import ExportOptions, ExportReport, GateOptions
+from primelens.export.pictures import random_pictures
+from primelens.export.registry import ModelSplit
+from primelens.hub import resolve
+from primelens.images import read_image
+
+__all__ = ["answers_of", "export_checkpoint", "prove", "write_proved"]
+
+logger = logging.getLogger("primelens.export")
+
+
+def export_checkpoint(
+    checkpoint: str | Path, out: str | Path, options: ExportOptions | None = None
+) -> ExportReport:
+    """Turn a Hugging Face checkpoint into a proved bundle.
+
+    Args:
+        checkpoint: a folder as ``save_pretrained`` writes it, or a hub id.
+        out: the bundle's folder; it must not exist unless ``options.overwrite``.
+        options: precision, storage, metadata, gate.
+
+    Raises:
+        ModelNotFoundError: there is no such checkpoint.
+        CheckpointError: it is incomplete, broken, or would have to run code.
+        UnsupportedError: its architecture or a setting has no exporter; lists every gap.
+        GateError: the exported graphs differ from the source; nothing was written.
+    """
+    options = options or ExportOptions()
+    clock = _Clock()
+    with clock.stage("load"):
+        folder = resolve(str(checkpoint), revision=options.revision, kind="checkpoint")
+        source = open_checkpoint(folder, name=_name(checkpoint), revision=options.revision)
+        split = source.family.split(source.model)
+    with clock.stage("build"):
+        draft = draft_bundle(source, split, options)
+    for note in draft.notes:
+        logger.warning("%s: %s", source.name, note)
+    with clock.stage("ask the source"):
+        answers = answers_of(source, split, options.gate)
+    with atomic_folder(Path(out), overwrite=options.overwrite) as temporary:
+        parity = write_proved(draft, split, answers, temporary, options, clock)
+        size = sum(path.stat().st_size for path in temporary.iterdir())
+    return ExportReport(Path(out), parity, tuple(draft.notes), clock.seconds, size)
+
+
+def _name(checkpoint: str | Path) -> str | None:
+    """A hub id is a name by itself; of a folder, the last part is taken."""
+    return None if Path(checkpoint).exists() else str(checkpoint)
+
+
+def answers_of(
+    checkpoint: Checkpoint, split: ModelSplit, options: GateOptions
+) -> dict[str, Answers]:
+    """What the source says, head by head, about random pictures and the given ones."""
+    size = checkpoint.preprocessing.output_size or (224, 224)
+    pictures = random_pictures(options.random_images, size, options.seed)
+    for path in options.images:
+        pictures.append(np.asarray(read_image(path).rgb()))
+    return {
+        name: ask(checkpoint, head, pictures, options.steps) for name, head in split.heads.items()
+    }
+
+
+def write_proved(
+    draft: Draft,
+    split: ModelSplit,
+    answers: Mapping[str, Answers],
+    folder: Path,
+    options: ExportOptions,
+    clock: _Clock | None = None,
+) -> dict[str, Any]:
+    """Write the draft into ``folder`` and prove it; returns the manifest's parity block.
+
+    Raises:
+        GateError: a head differs from its source, and ``allow_mismatch`` was not given.
+    """
+    clock = clock or _Clock()
+    with clock.stage("write"):
+        write_draft(draft, folder, options)
+    with clock.stage("prove"):
+        reports = prove(folder, answers, options.gate)
+    parity = _parity(draft, answers, reports, options)
+    arrays: dict[str, Any] = {}
+    with clock.stage("golden"):
+        for name, head in split.heads.items():
+            quantised = draft.heads[name].precision != "fp32"
+            report = reports[name] if quantised else None
+            if not reports[name].failures or not quantised:
+                arrays |= golden_arrays(name, head, answers[name], report)
+        if arrays:
+            write_golden(folder / GOLDEN, arrays)
+        write_manifest(draft, folder, options, parity)
+    return parity
+
+
+def prove(
+    folder: Path, answers: Mapping[str, Answers], options: GateOptions
+) -> dict[str, GateReport]:
+    """Run the gate over every head of the bundle in ``folder``.
+
+    Raises:
+        GateError: a head differs from its source, and ``allow_mismatch`` was not given.
+    """
+    reports = {
+        name: run_gate(folder, name, found, options.threads) for name, found in answers.items()
+    }
+    failures = [f"head {name}, {line}" for name, r in reports.items() for line in r.failures]
+    if failures and not options.allow_mismatch:
+        raise GateError(
+            "The exported graphs do not equal their source; nothing was written:",
+            remedy="This is a defect of the exporter or of the checkpoint; please report it. "
+            "allow_mismatch writes the bundle all the same and says so in its manifest.",
+            problems=failures,
+        )
+    if failures:
+        logger.error("THE BUNDLE DOES NOT EQUAL ITS SOURCE: %s", "; ".join(failures))
+    return reports
+
+
+def _parity(
+    draft: Draft,
+    answers: Mapping[str, Answers],
+    reports: Mapping[str, GateReport],
+    options: ExportOptions,
+) -> dict[str, Any]:
+    first = next(iter(answers))
+    not_measured = ["text quality on labelled data"]
+    for name, head in draft.heads.items():
+        asked = ", ".join(f"{key}={value}" for key, value in head.generation.settings.items())
+        if asked:
+            not_measured.append(f"head {name}, generation settings beyond greedy: {asked}")
+    return {
+        "reference": f"{draft.source.architecture} in float32, with float64 as arbiter",
+        "rule": f"within {NOISE_FACTOR:g} x the source's own float32 rounding error; tokens equal",
+        "pictures": {"random": options.gate.random_images, "given": len(options.gate.images)},
+        "seed": options.gate.seed,
+        "heads": {name: report.measured for name, report in reports.items()},
+        "failures": [f"head {n}, {line}" for n, r in reports.items() for line in r.failures],
+        "not_measured": not_measured,
+        "golden": golden_parity(answers[first], reports[first].measured),
+    }
+
+
+class _Clock:
+    """Wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            logger.info("%s: %.1f s", name, self.seconds[name])
