@@ -47,7 +47,7 @@ class History:
         return found
 
     def last(self, count: int) -> NDArray[np.int64]:
-        """``[R, count]`` the last tokens of every row, -1 in front of the start of a shorter one."""
+        """``[R, count]`` the last tokens of every row, -1 before the start of a shorter one."""
         places = self.lengths[:, None] + np.arange(-count, 0)
         found = np.take_along_axis(self._tokens, np.maximum(places, 0), axis=1)
         return np.where(places < 0, _ABSENT, found)

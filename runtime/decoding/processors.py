@@ -1,8 +1,8 @@
 """Logits processors: change the scores of the next token by what was decoded before.
 
-Each equals, element by element, the processor of transformers 5.23 (``generation/logits_process.py``)
-that its docstring names; the arithmetic is float32 as there. A processor works in place on ``[R, V]``
-scores and looks at the rows' `History`; none loops over rows or the vocabulary.
+Each equals, element by element, the processor of transformers 5.23 that its docstring names
+(``generation/logits_process.py``); the arithmetic is float32 as there. A processor works in place
+on ``[R, V]`` scores and looks at the rows' `History`; none loops over rows or the vocabulary.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Suppress:
 
 
 class BeginSuppress:
-    """Forbids tokens at the first place after the prompt (``SuppressTokensAtBeginLogitsProcessor``).
+    """Forbids tokens directly after the prompt (``SuppressTokensAtBeginLogitsProcessor``).
 
     Args:
         tokens: what is forbidden.

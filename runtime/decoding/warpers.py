@@ -1,9 +1,9 @@
 """What shapes the distribution before a token is drawn from it.
 
-Each equals, element by element, the warper of transformers 5.23 that its docstring names. Where that
-compares a float32 softmax with a threshold, torch and NumPy may differ in the softmax's last bits: a
-token within about 1e-6 (relative) of the threshold may fall on the other side. Of equally probable
-tokens at the edge of the nucleus the lowest ids go first (torch's sort is not stable there).
+Each equals, element by element, the warper of transformers 5.23 that its docstring names. Where
+that compares a float32 softmax with a threshold, torch and NumPy may differ in the softmax's last
+bits: a token within about 1e-6 (relative) of the threshold may fall on the other side. Of equally
+probable tokens at the edge of the nucleus the lowest ids go first (torch's sort is not stable).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Temperature:
 
 
 class TopK:
-    """Keeps the ``count`` largest scores and what equals the last of them (``TopKLogitsWarper``)."""
+    """Keeps the ``count`` largest scores and the last one's equals (``TopKLogitsWarper``)."""
 
     def __init__(self, count: int, keep: int = 1) -> None:
         self._count = max(count, keep)
