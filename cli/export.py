@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from primelens.cli import rows
 from primelens.cli.app import app
 from primelens.cli.extras import needs_extra
+from primelens.cli.inputs import Unmatched, expand
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from primelens.export import ExportOptions, ExportReport
+
+__all__ = ["ExportRequest"]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the command line asks for, under the names of its options."""
+
+    checkpoint: str
+    out: Path
+    precision: str
+    storage: str
+    name: str | None
+    revision: str | None
+    license: str | None
+    domain: str | None
+    images: tuple[str, ...]
+    threads: int | None
+    overwrite: bool
+    allow_mismatch: bool
+    as_json: bool
 
 
 @app.command("export", no_args_is_help=True)
@@ -24,29 +49,88 @@ __all__ = ["export"]
     type=click.Choice(["fp32", "int8"]),
     default="fp32",
     show_default=True,
-    help="Of the text side's weights.",
+    help="What the weights are computed with.",
 )
-@click.option("--revision", help="Commit, branch or tag, where CHECKPOINT is a hub id.")
 @click.option(
-    "--calibration",
-    type=click.Path(exists=True, path_type=Path),
-    help="Labelled pictures to measure the cost of int8 on.",
+    "--storage",
+    type=click.Choice(["auto", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="auto stores weights in half the bytes where that loses nothing.",
 )
+@click.option("--name", help="The bundle's short name.  [default: the checkpoint's]")
+@click.option("--revision", help="Commit, branch or tag, where CHECKPOINT is a hub id.")
+@click.option("--license", metavar="SPDX", help="The licence of the weights.")
+@click.option("--domain", metavar="TEXT", help="What pictures the model was made for.")
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="IMAGE",
+    help="Compare on these pictures too (file, folder or pattern); may be repeated.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine in the proof.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @click.option(
     "--allow-mismatch",
     is_flag=True,
-    help="Write the bundle although it differs from its source. The manifest says so for ever.",
+    help="Write the bundle although it differs from its source. Its manifest says so for ever.",
 )
-def export(checkpoint: str, out: Path, **chosen: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+def export(**chosen: Any) -> None:
     """Export a checkpoint to a bundle.
 
     CHECKPOINT is a folder in the Hugging Face layout, or a hub id. The exported graphs are compared
     with the source model, and nothing is written if they differ. Needs primelens[export].
     """
+    request = ExportRequest(**chosen)
     with needs_extra("export"):
-        from primelens.export import ExportOptions, export_checkpoint
+        from primelens.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, out, ExportOptions(**chosen))
-    for line in report.lines:
+        report = export_checkpoint(request.checkpoint, request.out, _options(request))
+    if request.as_json:
+        rows.write_json(report.as_dict())
+        return
+    for line in _lines(report):
         rows.write_text(line)
+
+
+def _options(request: ExportRequest) -> ExportOptions:
+    from primelens.export import ExportOptions, GateOptions
+    from primelens.manifest import Domain
+
+    given: dict[str, Any] = {"domain": Domain(request.domain)} if request.domain else {}
+    return ExportOptions(
+        precision=request.precision,  # type: ignore[arg-type] # the option's choices are these
+        storage=request.storage,  # type: ignore[arg-type] # likewise
+        name=request.name,
+        revision=request.revision,
+        license=request.license,
+        overwrite=request.overwrite,
+        gate=GateOptions(
+            images=_pictures(request.images),
+            threads=request.threads,
+            allow_mismatch=request.allow_mismatch,
+        ),
+        **given,
+    )
+
+
+def _pictures(arguments: tuple[str, ...]) -> tuple[Path, ...]:
+    pictures = []
+    for entry in expand(arguments):
+        if isinstance(entry, Unmatched):
+            raise click.BadParameter(f"{entry.argument}: {entry.reason}.", param_hint="--images")
+        pictures.append(Path(entry))
+    return tuple(pictures)
+
+
+def _lines(report: ExportReport) -> Iterator[str]:
+    for note in report.notes:
+        yield f"note: {note}"
+    for failure in report.parity.get("failures", ()):
+        yield f"DIFFERS FROM ITS SOURCE: {failure}"
+    for gap in report.parity.get("not_measured", ()):
+        yield f"not measured: {gap}"
+    seconds = sum(report.seconds.values())
+    proof = "equal to its source" if report.passed else "NOT equal to its source, as was allowed"
+    yield f"{report.bundle}: {report.size / 1e6:.1f} MB, {proof}; took {seconds:.1f} s"

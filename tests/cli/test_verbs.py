@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 
 from primelens.errors import GateError
+from primelens.manifest import Domain
 
 Run = Callable[..., Result]
 
@@ -27,6 +28,29 @@ class FakeReport:
 
     def as_dict(self) -> dict[str, Any]:
         return {"passed": self.passed, "checks": list(self.lines)}
+
+
+@dataclass
+class Exporter:
+    """As `primelens.export.export_checkpoint`."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    def export_checkpoint(self, checkpoint: str, out: Path, options: Any) -> SimpleNamespace:
+        self.calls.append((checkpoint, out, options))
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(
+            bundle=out,
+            notes=("a note",),
+            parity={"failures": self.failures, "not_measured": ["quality"]},
+            seconds={"load": 1.0, "prove": 2.0},
+            size=2_500_000,
+            passed=not self.failures,
+            as_dict=lambda: {"bundle": str(out)},
+        )
 
 
 @pytest.fixture
@@ -63,48 +87,103 @@ def test_verify_against_asks_the_exporter(run: Run, fake_module: Callable[..., M
     assert result.stdout.splitlines()[0] == "b c"
 
 
-def test_export_passes_every_option_on(
-    run: Run, fake_module: Callable[..., ModuleType], tmp_path: Path
-) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    def export_checkpoint(*arguments: Any) -> SimpleNamespace:
-        calls.append(arguments)
-        return SimpleNamespace(lines=["all equal"])
-
+@pytest.fixture
+def exporter(fake_module: Callable[..., ModuleType]) -> Exporter:
+    """In the place of `primelens.export`; keeps what it is asked for."""
+    fake = Exporter()
     fake_module(
-        "primelens.export", ExportOptions=SimpleNamespace, export_checkpoint=export_checkpoint
+        "primelens.export",
+        ExportOptions=SimpleNamespace,
+        GateOptions=SimpleNamespace,
+        export_checkpoint=fake.export_checkpoint,
     )
-    assert run("export", "c", "--out", tmp_path / "b").stdout == "all equal\n"
-    ((checkpoint, out, options),) = calls
+    return fake
+
+
+def test_export_by_default_changes_nothing(run: Run, exporter: Exporter, tmp_path: Path) -> None:
+    result = run("export", "c", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "note: a note",
+        "not measured: quality",
+        f"{tmp_path / 'b'}: 2.5 MB, equal to its source; took 3.0 s",
+    ]
+    ((checkpoint, out, options),) = exporter.calls
     assert (checkpoint, out) == ("c", tmp_path / "b")
+    gate = vars(vars(options).pop("gate"))
+    assert gate == {"images": (), "threads": None, "allow_mismatch": False}
     assert vars(options) == {
         "precision": "fp32",
+        "storage": "auto",
+        "name": None,
         "revision": None,
-        "calibration": None,
+        "license": None,
         "overwrite": False,
-        "allow_mismatch": False,
     }
-    flags = ["--precision", "int8", "--revision", "r", "--overwrite", "--allow-mismatch"]
-    run("export", "c", "--out", tmp_path / "b", *flags, "--calibration", tmp_path)
-    assert vars(calls[1][2]) == {
+
+
+def test_export_passes_every_option_on(run: Run, exporter: Exporter, pictures: Path) -> None:
+    texts = ["--name", "n", "--revision", "r", "--license", "MIT", "--domain", "cats"]
+    choices = ["--precision", "int8", "--storage", "fp32", "--threads", "2"]
+    flags = ["--overwrite", "--allow-mismatch", "--images", "deep", "--images", "cat.png"]
+    result = run("export", "c", "--out", "b", *texts, *choices, *flags)
+    assert result.exit_code == 0, result.output
+    ((_, _, options),) = exporter.calls
+    gate = vars(vars(options).pop("gate"))
+    given = (Path("deep/dog.webp"), Path("cat.png"))
+    assert gate == {"images": given, "threads": 2, "allow_mismatch": True}
+    assert vars(options) == {
         "precision": "int8",
+        "storage": "fp32",
+        "name": "n",
         "revision": "r",
-        "calibration": tmp_path,
+        "license": "MIT",
+        "domain": Domain("cats"),
         "overwrite": True,
-        "allow_mismatch": True,
     }
 
 
-def test_a_failed_gate_is_told_and_fails(
-    run: Run, fake_module: Callable[..., ModuleType], tmp_path: Path
+def test_the_real_options_take_what_the_command_line_gives(
+    pictures: Path,
 ) -> None:
-    def export_checkpoint(*arguments: Any) -> None:
-        raise GateError("Token 3 differs.", remedy="Nothing was written.")
+    """The fakes above take anything; the exporter's own classes do not."""
+    from primelens.cli.export import ExportRequest, _options
+    from primelens.export import ExportOptions
 
-    fake_module(
-        "primelens.export", ExportOptions=SimpleNamespace, export_checkpoint=export_checkpoint
-    )
+    fields = {"precision": "int8", "storage": "fp32", "name": "n", "revision": "r"}
+    rest = {"license": "MIT", "domain": "cats", "images": ("deep",), "threads": 2}
+    flags = {"overwrite": True, "allow_mismatch": True, "as_json": False}
+    made = _options(ExportRequest(checkpoint="c", out=Path("b"), **fields, **rest, **flags))  # type: ignore[arg-type]
+    assert isinstance(made, ExportOptions)
+    assert made.gate.images == (Path("deep/dog.webp"),)
+    assert made.domain == Domain("cats")
+
+
+def test_an_export_that_was_allowed_to_differ_says_so(
+    run: Run, exporter: Exporter, tmp_path: Path
+) -> None:
+    exporter.failures = ["token 3 differs"]
+    result = run("export", "c", "--out", tmp_path / "b", "--allow-mismatch")
+    assert "DIFFERS FROM ITS SOURCE: token 3 differs" in result.stdout
+    assert "NOT equal to its source" in result.stdout
+
+
+def test_export_reports_json(run: Run, exporter: Exporter, tmp_path: Path) -> None:
+    result = run("export", "c", "--out", tmp_path / "b", "--json")
+    assert json.loads(result.stdout) == {"bundle": str(tmp_path / "b")}
+
+
+def test_export_with_pictures_that_are_not_there_is_wrong_usage(
+    run: Run, exporter: Exporter, pictures: Path
+) -> None:
+    result = run("export", "c", "--out", "b", "--images", "empty")
+    assert result.exit_code == 2
+    assert "empty: the folder holds no picture" in result.stderr
+    assert exporter.calls == []
+
+
+def test_a_failed_gate_is_told_and_fails(run: Run, exporter: Exporter, tmp_path: Path) -> None:
+    exporter.error = GateError("Token 3 differs.", remedy="Nothing was written.")
     result = run("export", "c", "--out", tmp_path / "b")
     assert result.exit_code == 1
     assert result.stderr == "primelens: error: Token 3 differs. Nothing was written.\n"
