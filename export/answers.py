@@ -1,8 +1,8 @@
 """What the source model says about the gate's pictures: in float32, and in float64 as the arbiter.
 
-The float64 run has two uses. It says how far the source's own float32 result is from the exact one, which is
-the yardstick for the exported graphs: they may be a few times as far, and no further. And it decides whether two
-tokens are a tie that rounding may break either way.
+The float64 run has two uses. It says how far the source's own float32 result is from the exact
+one, which is the yardstick for the exported graphs: they may be a few times as far, and no
+further. And it decides whether two tokens are a tie that rounding may break either way.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Answers:
         texts: `natural` as the source's tokenizer decodes it.
         inputs: ``[K, T]`` start tokens and `forced` without its last token.
         logits: ``[K, T, V]`` after each of `inputs`.
+        natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
     """
 
     pictures: Sequence[NDArray[np.uint8]]
@@ -70,6 +71,7 @@ class Answers:
     texts: Sequence[str]
     inputs: NDArray[np.int64]
     logits: Compared
+    natural_logits: Sequence[Array]
 
 
 def ask(
@@ -94,21 +96,41 @@ def ask(
     longest = min(generation.max_new_tokens, head.plan.max_positions - len(start))
     natural = reference.generate(pixels, greedy | {"max_new_tokens": longest})
     inputs = np.array([start + tokens[:-1] for tokens in forced], np.int64)
-    single = (reference.taps(pixels)[head.tap], reference.logits(pixels, inputs))
+    tap, logits = _forward(head, pixels, inputs)
+    natural_logits = _natural_logits(head, tap, natural)
     with reference.widen():
-        double = (reference.taps(pixels)[head.tap], reference.logits(pixels, inputs))
+        tap_double, logits_double = _forward(head, pixels, inputs)
     decode = checkpoint.tokenizer.decode
     return Answers(
         pictures=pictures,
         pixels=pixels,
-        tap=Compared(single[0], double[0]),
+        tap=Compared(tap, tap_double),
         forced=forced,
         alone=alone,
         natural=natural,
         texts=[decode(tokens, skip_special_tokens=True).strip() for tokens in natural],
         inputs=inputs,
-        logits=Compared(single[1], double[1]),
+        logits=Compared(logits, logits_double),
+        natural_logits=natural_logits,
     )
+
+
+def _forward(head: HeadSplit, pixels: Array, inputs: Array) -> tuple[Array, Array]:
+    """The tap, and the logits after each of the inputs."""
+    tap = head.reference.taps(pixels)[head.tap]
+    return tap, head.reference.logits(tap, inputs)
+
+
+def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]]) -> list[Array]:
+    """Before each token; rows are padded on the right, where a causal decoder does not look."""
+    start, pad = list(head.generation.start_tokens), head.generation.pad_token
+    inputs = np.full((len(natural), len(start) - 1 + max(map(len, natural))), pad, np.int64)
+    for row, tokens in enumerate(natural):
+        fed = start + list(tokens[:-1])
+        inputs[row, : len(fed)] = fed
+    logits = head.reference.logits(tap, inputs)
+    first = len(start) - 1
+    return [logits[row, first : first + len(tokens)] for row, tokens in enumerate(natural)]
 
 
 def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Opens a Hugging Face checkpoint folder: everything is checked before a model is built from it.
 
-Nothing in the folder is trusted to run: no remote code (``auto_map``), no pickles beyond tensors. All that is
-missing or unsupported is reported at once.
+Nothing in the folder is trusted to run: no remote code (``auto_map``), no pickles beyond tensors.
+All that is missing or unsupported is reported at once.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def open_checkpoint(
         revision: the hub commit that it came from.
 
     Raises:
-        CheckpointError: files are missing or broken, weights are not finite, a pickle or remote code would
-            have to run; ``problems`` lists every finding.
+        CheckpointError: files are missing or broken, weights are not finite, a pickle or remote
+            code would have to run; ``problems`` lists every finding.
         UnsupportedError: the architecture or one of its settings has no exporter; lists every gap.
     """
     folder = Path(folder)
@@ -118,7 +118,7 @@ def open_checkpoint(
     if problems or raw is None or settings is None or weights is None:
         raise CheckpointError(
             f"The checkpoint {folder} is incomplete or cannot be used:",
-            remedy="Save model, tokenizer and image processor into one folder with save_pretrained.",
+            remedy="Save model, tokenizer and image processor into one folder (save_pretrained).",
             problems=problems,
         )
     family = _supported(raw, folder)
@@ -180,7 +180,7 @@ def _supported(raw: Mapping[str, Any], folder: Path) -> ModelFamily:
         )
     except Exception as error:  # transformers raises whatever the configuration's checks raise
         raise CheckpointError(
-            f"transformers {transformers.__version__} cannot read {folder / 'config.json'}: {error}",
+            f"transformers {transformers.__version__} cannot read config.json: {error}",
             remedy="Upgrade transformers, or repair the file.",
         ) from error
     gaps = family.gaps(config)
@@ -225,10 +225,8 @@ def _preprocessing_notes(settings: Mapping[str, Any]) -> list[str]:
     origin = processor_origin(settings)
     if origin is None or origin.backend != "torchvision":
         return []
-    return [
-        f"{origin.name} resizes with torchvision, whose pixels differ slightly from Pillow's; the "
-        "bundle mirrors the Pillow processor of the same name"
-    ]
+    note = f"{origin.name} resizes with torchvision, whose pixels differ slightly from Pillow's; "
+    return [note + "the bundle mirrors the Pillow processor of the same name"]
 
 
 def _processor(folder: Path) -> Any:

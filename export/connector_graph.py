@@ -1,7 +1,8 @@
-"""Builds the connector graph: from the tower's tap to every layer's cross-attention keys and values.
+"""Builds the connector graph: from the tower's tap to every layer's cross-attention keys and
+values.
 
-``<tap> [B, L, C]`` → ``cross_key.i``, ``cross_value.i`` ``[B, H, L, D]``, all float32. It runs once per image
-and head; the decoder reads its outputs at every step.
+``<tap> [B, L, C]`` → ``cross_key.i``, ``cross_value.i`` ``[B, H, L, D]``, all float32. It runs
+once per image and head; the decoder reads its outputs at every step.
 """
 
 from __future__ import annotations

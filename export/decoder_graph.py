@@ -1,21 +1,22 @@
-"""Builds the fused decoder graph from a `DecoderPlan`: one graph for prefill, step, beams and questions.
+"""Builds the fused decoder graph from a `DecoderPlan`: one graph for prefill, step, beams and
+questions.
 
 Graph contract (see ARCHITECTURE.md): R rows of T new tokens each, over I images.
 
-========================= ======= ============== =======================================================
-input_ids, position_ids   int64   [R, T]         positions count from 0
-seqlens_k                 int32   [R]            valid length after this call, minus 1
-total_sequence_length     int32   []             the longest of those lengths
-logits_rows               int64   [N]            which of the R·T positions to compute logits for
-past_key.i, past_value.i  float32 [R, H, S, D]   padded on the right; the same buffer may be the present
-cross_key.i, …value.i     float32 [I, H, L, D]   row r reads image r // (R / I)
+========================= ======= ============ =================================================
+input_ids, position_ids   int64   [R, T]       positions count from 0
+seqlens_k                 int32   [R]          valid length after this call, minus 1
+total_sequence_length     int32   []           the longest of those lengths
+logits_rows               int64   [N]          which of the R·T positions to compute logits for
+past_key.i, past_value.i  float32 [R, H, S, D] padded on the right; may be the present's buffers
+cross_key.i, …value.i     float32 [I, H, L, D] row r reads image r // (R / I)
 logits                    float32 [N, V]
 present_key.i, …value.i   float32 [R, H, S, D]
-========================= ======= ============== =======================================================
+========================= ======= ============ =================================================
 
 Self-attention is GroupQueryAttention, which writes the cache in place and knows ragged rows. For
-cross-attention the queries of all rows of one image are folded into one longer query, so that an image's keys
-and values are read once however many beams or questions it has.
+cross-attention the queries of all rows of one image are folded into one longer query, so that an
+image's keys and values are read once however many beams or questions it has.
 """
 
 from __future__ import annotations
@@ -180,7 +181,9 @@ class _DecoderBuilder:
         following: tuple[Norm | None, str],
         name: str,
     ) -> _Stream:
-        """Residual sum, the block's last bias and the normalisation that follows, as one operator."""
+        """Residual sum, the block's last bias and the normalisation that follows, as one
+        operator.
+        """
         (norm, norm_name), (out, out_name) = following, linear
         bias = None if out.bias is None else self._g.weight(f"{out_name}.bias", out.bias)
         if norm is None:

@@ -1,8 +1,9 @@
 """A transformer text decoder, described: what a family hands to the graph builder.
 
-The description covers decoders made of a token and position embedding, layers of causal self-attention,
-optional cross-attention to one image, and a feed-forward block, each with a residual connection and a layer
-normalisation before (GPT-2) or after it (BERT), and a language-model head that may share the embedding.
+The description covers decoders made of a token and position embedding, layers of causal
+self-attention, optional cross-attention to one image, and a feed-forward block, each with a
+residual connection and a layer normalisation before (GPT-2) or after it (BERT), and a
+language-model head that may share the embedding.
 """
 
 from __future__ import annotations

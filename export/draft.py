@@ -1,7 +1,7 @@
 """Everything a bundle will be made of, before a byte is written.
 
-A draft holds graphs and the parts of the manifest in memory. The exporter writes it, proves what it wrote, and
-only then keeps the folder.
+A draft holds graphs and the parts of the manifest in memory. The exporter writes it, proves what
+it wrote, and only then keeps the folder.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
         )
     if split.tower.size is not None and size != split.tower.size:
         raise CheckpointError(
-            f"The preprocessing yields {size[0]}x{size[1]} pixels (height x width), the tower wants "
-            f"{split.tower.size[0]}x{split.tower.size[1]}.",
+            f"The preprocessing yields (height, width) = {size}, "
+            f"the tower wants {split.tower.size}.",
             remedy="Correct size or crop_size in preprocessor_config.json.",
         )
     return size

@@ -1,19 +1,22 @@
 """The gate: the shipped runtime, on the bundle as it will be shipped, against the source model.
 
-What is compared, in the order data flows, so that the first finding is the cause and not a consequence:
+What is compared, in the order data flows, so that the first finding is the cause and not a
+consequence:
 
 1. **pixels**: the bundle's preprocessing against the source's image processor, bit for bit;
 2. **tap**: the tower's output, picture by picture, and the same pictures as one batch;
-3. **prefill**: logits after every token of the source's own text, in one ragged call with two rows per picture
-   (so that padding, the fold of rows onto pictures, and logits of chosen rows are all in use);
+3. **prefill**: logits after every token of the source's own text, in one ragged call with two rows
+   per picture (so that padding, the fold of rows onto pictures, and logits of chosen rows are all
+   in use);
 4. **steps**: greedy decoding token by token, of forced length, in a batch and alone;
 5. **natural**: default decoding to its natural end, tokens and text.
 
-A float32 bundle passes when taps and logits are within a few times the *source's own* float32 rounding error
-(measured against a float64 run of the source) and all tokens are equal; a token may differ only where the float64
-source itself holds both candidates closer together than that bound: a tie, which is counted. A quantised bundle
-cannot be that close: it passes with the same pixels, a top-1 agreement of at least 99 % over the forced steps,
-steps that agree with its own prefill, and results that do not depend on the batch.
+A float32 bundle passes when taps and logits are within a few times the *source's own* float32
+rounding error (measured against a float64 run of the source) and all tokens are equal; a token may
+differ only where the float64 source itself holds both candidates closer together than that bound:
+a tie, which is counted. A quantised bundle
+cannot be that close: it passes with the same pixels, a top-1 agreement of at least 99 % over the
+forced steps, steps that agree with its own prefill, and results that do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ class GateReport:
         failures: one line per finding, the first stage that failed only; empty when passed.
         measured: what goes into the manifest's parity block.
         encoded: the pictures as the bundle encodes them.
-        natural: of a quantised bundle, each picture's default continuation and the ``[n, V]`` logits
-            before each of its tokens.
+        natural: of a quantised bundle, each picture's default continuation and the ``[n, V]``
+            logits before each of its tokens.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -153,7 +156,7 @@ class _Gate:
         names = [f"picture {k // 2}, step {s}" for k, s in zip(owner, step, strict=True)]
         if self._exact:
             return self._close("logits", found, wanted, "logits", names)
-        return self._agreement(found, wanted)
+        return self._agreement(found, wanted, names)
 
     def _run_prefill(self, rows: Array, lengths: Array, flat: Array) -> Array:
         spec = self._head.decoder
@@ -252,7 +255,7 @@ class _Gate:
                 failures.append(f"{what}, {name}: {worst}; limit {limit:.3g}")
         return failures[:8]
 
-    def _agreement(self, found: Array, wanted: Compared) -> list[str]:
+    def _agreement(self, found: Array, wanted: Compared, names: Sequence[str]) -> list[str]:
         equal = found.argmax(axis=1) == wanted.double.argmax(axis=1)
         share = float(equal.mean())
         distance = found - wanted.double
@@ -265,12 +268,10 @@ class _Gate:
         }
         if share >= AGREEMENT:
             return []
-        first = int(np.flatnonzero(~equal)[0])
-        return [
-            f"top-1 agreement is {share:.4f} over {len(equal)} positions; at least {AGREEMENT} is "
-            f"wanted. First disagreement at position {first}: source {wanted.double[first].argmax()}, "
-            f"bundle {found[first].argmax()}"
-        ]
+        at = int(np.flatnonzero(~equal)[0])
+        source, bundle = int(wanted.double[at].argmax()), int(found[at].argmax())
+        line = f"top-1 agreement is {share:.4f} over {len(equal)} positions, below {AGREEMENT}; "
+        return [f"{line}first at {names[at]}: source {source}, bundle {bundle}"]
 
     def _same_tokens(
         self, name: str, caption: Caption, wanted: Sequence[int], *, forced: bool = False
@@ -294,10 +295,8 @@ class _Gate:
             self._ties += 1
             self._compared_tokens += step
             return []
-        return [
-            f"{name}, step {step}: the source says {self._show(a)}, the bundle {self._show(b)} "
-            f"(after {list(wanted[:step])[-4:]})"
-        ]
+        said = f"the source says {self._show(a)}, the bundle {self._show(b)}"
+        return [f"{name}, step {step}: {said} (after {list(wanted[:step])[-4:]})"]
 
     def _is_prefix_tie(self, row: int, step: int, a: int | None, b: int | None) -> bool:
         """Natural text follows the forced one up to its end token: the same logits decide."""

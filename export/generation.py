@@ -1,4 +1,6 @@
-"""How a checkpoint's ``generate`` behaves when nothing is asked for, resolved as transformers does it."""
+"""How a checkpoint's ``generate`` behaves when nothing is asked for, resolved as transformers
+does it.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ def resolve_generation(model: Any) -> Generation:
     """Decoding defaults of an encoder-decoder model.
 
     Source: transformers 5.23, ``GenerationMixin.generate``: 20 new tokens when no length is set, an
-    explicit ``max_length`` counts the start token, ``max_new_tokens`` wins over it; the start token falls back
-    to ``bos``, the padding token to the first end token.
+    explicit ``max_length`` counts the start token, ``max_new_tokens`` wins over it; the start
+    token falls back to ``bos``, the padding token to the first end token.
 
     Raises:
         CheckpointError: no start token is defined.

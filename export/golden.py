@@ -1,16 +1,17 @@
 """The golden file: pictures, and what was said about them, for `primelens.verify` to replay.
 
-A float32 bundle carries what the *source model* said. A quantised bundle carries its own outputs of the day it was
-proved (so that a replay is exact up to rounding), and the source's tokens beside them.
+A float32 bundle carries what the *source model* said. A quantised bundle carries its own outputs
+of the day it was proved (so that a replay is exact up to rounding), and the source's tokens beside
+them.
 
-======================= ======================================================================================
+======================= ==================================================================
 image.k                 uint8 [h, w, 3]
 tap.<name>.k            float32
 tokens.<head>.k         int64, greedy decoding with default settings
 logits.<head>.k         float32 [n, 16], the largest logits before each token, teacher-forced
 logits_ids.<head>.k     int64 [n, 16], the token ids they belong to
 source_tokens.<head>.k  int64, in quantised bundles only
-======================= ======================================================================================
+======================= ==================================================================
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def golden_arrays(
         tokens = list(answers.natural[k])
         if report is None:
             tap = answers.tap.single[k]
-            logits = _source_logits(head, answers, k, tokens)
+            logits = answers.natural_logits[k]
         else:
             arrays[f"source_tokens.{name}.{k}"] = np.array(tokens, np.int64)
             tap = report.encoded[k].taps[head.tap]
@@ -65,13 +66,6 @@ def golden_arrays(
         arrays[f"logits.{name}.{k}"] = np.take_along_axis(logits, ids, axis=1).astype(np.float32)
         arrays[f"logits_ids.{name}.{k}"] = ids.astype(np.int64)
     return arrays
-
-
-def _source_logits(head: HeadSplit, answers: Answers, k: int, tokens: list[int]) -> Array:
-    """``[n, V]`` logits of the source before each of the tokens."""
-    start = list(head.generation.start_tokens)
-    inputs = np.array([start + tokens[:-1]], np.int64)
-    return head.reference.logits(answers.pixels[k : k + 1], inputs)[0, len(start) - 1 :]
 
 
 def golden_parity(answers: Answers, measured: Mapping[str, Any]) -> dict[str, Any]:

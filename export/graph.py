@@ -1,8 +1,8 @@
 """A small builder for ONNX graphs: operators in the order they run, weights stored once each.
 
-Weights keep the memory they came with (a view of the source model's tensor is enough); bytes are laid out
-when the graph is saved. Two uses of the same memory become one initializer, which is how a tied embedding is
-stored once.
+Weights keep the memory they came with (a view of the source model's tensor is enough); bytes are
+laid out when the graph is saved. Two uses of the same memory become one initializer, which is how
+a tied embedding is stored once.
 """
 
 from __future__ import annotations

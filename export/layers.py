@@ -27,7 +27,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """The plan's name for a transformers activation; raises KeyError for one without an operator."""
+    """The plan's name for a transformers activation; raises KeyError for one without an
+    operator.
+    """
     return _ACTIVATIONS[name]
 
 

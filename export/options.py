@@ -14,6 +14,8 @@ __all__ = ["ExportOptions", "ExportReport", "GateOptions"]
 
 Precision = Literal["fp32", "int8"]
 
+_ANY_DOMAIN = Domain("General photographs; the exporter was told nothing more specific.")
+
 
 @dataclass(frozen=True)
 class GateOptions:
@@ -46,9 +48,10 @@ class ExportOptions:
     """How a checkpoint becomes a bundle.
 
     Attributes:
-        precision: "fp32", or "int8" for weights of 8 bits (computed with in float32 or, in the decoder's
-            products, with activations rounded per row).
-        storage: "auto" stores weights in half the bytes where that loses nothing, "fp32" never does.
+        precision: "fp32", or "int8" for weights of 8 bits (computed with in float32 or, in the
+            decoder's products, with activations rounded per row).
+        storage: "auto" stores weights in half the bytes where that loses nothing, "fp32" never
+            does.
         name: the bundle's short name; by default the checkpoint's.
         revision: commit, branch or tag, where the checkpoint is a hub id.
         license: SPDX expression of the weights' licence.
@@ -63,7 +66,7 @@ class ExportOptions:
     name: str | None = None
     revision: str | None = None
     license: str | None = None
-    domain: Domain = Domain("General photographs; the exporter was told nothing more specific.")
+    domain: Domain = _ANY_DOMAIN
     detector_file: Path | None = None
     overwrite: bool = False
     gate: GateOptions = field(default_factory=GateOptions)

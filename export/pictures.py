@@ -1,8 +1,8 @@
 """Random pictures with structure: what the gate shows to both sides.
 
-White noise looks the same everywhere to a tower, and a black picture hides a wrong mean. These pictures have
-large areas, edges and texture in strong colours, so that a channel swapped, a crop moved or a filter changed
-moves every patch.
+White noise looks the same everywhere to a tower, and a black picture hides a wrong mean. These
+pictures have large areas, edges and texture in strong colours, so that a channel swapped, a crop
+moved or a filter changed moves every patch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The export: load, split at the seam, build graphs, quantise, write, prove, keep.
 
-Everything is written to a temporary folder beside the target, proved there by running the shipped runtime on it,
-and renamed only when the gate has passed.
+Everything is written to a temporary folder beside the target, proved there by running the shipped
+runtime on it, and renamed only when the gate has passed.
 """
 
 from __future__ import annotations

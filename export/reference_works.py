@@ -1,9 +1,10 @@
 """Random-weight checkpoints in the shape of the real ones, for tests and measurements.
 
-`build` writes a complete checkpoint folder: configuration written out, weights, tokenizer, preprocessor and
-generation settings. Freshly initialised weights make a nearly blind test: biases are zero, norms are one, and
-the text repeats one token. So every bias, normalisation and position is randomised at a scale that matters, the
-image is made to matter, and the head is sharpened until the text has variety.
+`build` writes a complete checkpoint folder: configuration written out, weights, tokenizer,
+preprocessor and generation settings. Freshly initialised weights make a nearly blind test: biases
+are zero, norms are one, and the text repeats one token. So every bias, normalisation and position
+is randomised at a scale that matters, the image is made to matter, and the head is sharpened until
+the text has variety.
 """
 
 from __future__ import annotations
@@ -141,8 +142,9 @@ def model_of(name: str, seed: int = 0) -> Any:
 def randomise(model: Any, seed: int) -> None:
     """Give every parameter of a ``VisionEncoderDecoderModel`` a value that matters.
 
-    Matrices keep a variance that preserves scale; biases, norm weights and positions get spread; attention
-    in the decoder is sharp, so that the picture and the past steer the text and greedy decoding wanders.
+    Matrices keep a variance that preserves scale; biases, norm weights and positions get spread;
+    attention in the decoder is sharp, so that the picture and the past steer the text and greedy
+    decoding wanders.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():

@@ -4,7 +4,8 @@ Three kinds of families register themselves, one file each in `primelens.export.
 
 * a `TowerFamily` knows an image tower: its taps, and its canonical fields and tensor names;
 * a `DecoderFamily` turns a text decoder's weights into a `DecoderPlan`;
-* a `ModelFamily` knows a whole image-to-text model: where its seam is, how its ``generate`` behaves.
+* a `ModelFamily` knows a whole image-to-text model: where its seam is, how its ``generate``
+  behaves.
 
 Adding an architecture is adding a file there. Each family first lists its `gaps`: whatever in a
 configuration its graphs would not mirror, so that a checkpoint is refused with everything at once.
@@ -93,12 +94,12 @@ class DecoderFamily(Protocol):
 
 
 class Reference(Protocol):
-    """The source model as the gate questions it. Pixels are ``[B, 3, H, W]``; all ids are int64."""
+    """The source model as the gate questions it; pixels are ``[B, 3, H, W]``, ids int64."""
 
     def taps(self, pixels: Array) -> dict[str, Array]:
         """Tap name → values."""
 
-    def logits(self, pixels: Array, tokens: Array) -> Array:
+    def logits(self, tap: Array, tokens: Array) -> Array:
         """``[B, T, V]`` logits after each of ``tokens [B, T]``, start tokens included."""
 
     def generate(self, pixels: Array, settings: Mapping[str, Any]) -> list[list[int]]:

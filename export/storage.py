@@ -1,8 +1,8 @@
 """How weights lie in a bundle: beside their graph, aligned, and as narrow as loses nothing.
 
-A tensor whose every value is exactly a float16 (or bfloat16) number, as in a checkpoint that was saved so, is
-stored in that type, followed by a Cast to float32. The engine folds the Cast when it opens the graph: the same
-bits are computed with, at half the file.
+A tensor whose every value is exactly a float16 (or bfloat16) number, as in a checkpoint that was
+saved so, is stored in that type, followed by a Cast to float32. The engine folds the Cast when it
+opens the graph: the same bits are computed with, at half the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A checkpoint's weight files, read without ever running code from them.
 
-safetensors files are preferred. A ``.bin`` file is a pickle: it is opened only through torch's weights-only
-unpickler, which knows tensors and nothing else; a file that needs more is refused.
+safetensors files are preferred. A ``.bin`` file is a pickle: it is opened only through torch's
+weights-only unpickler, which knows tensors and nothing else; a file that needs more is refused.
 """
 
 from __future__ import annotations

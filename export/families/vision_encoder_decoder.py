@@ -1,7 +1,8 @@
-"""transformers ``VisionEncoderDecoderModel``: any supported tower, any supported cross-attending decoder.
+"""transformers ``VisionEncoderDecoderModel``: any supported tower, any supported cross-attending
+decoder.
 
-The seam runs after the tower's last hidden state. The decoder's cross-attention keys and values (through
-``enc_to_dec_proj`` where widths differ) are the connector.
+The seam runs after the tower's last hidden state. The decoder's cross-attention keys and values
+(through ``enc_to_dec_proj`` where widths differ) are the connector.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from transformers.modeling_outputs import BaseModelOutput
 
 import primelens.towers  # noqa: F401 - registers our own tower classes with transformers
 from primelens.errors import UnsupportedError
@@ -91,10 +93,10 @@ class VisionEncoderDecoderReference:
         return {"last_hidden_state": states.numpy()}
 
     @torch.no_grad()
-    def logits(self, pixels: Array, tokens: Array) -> Array:
-        """Teacher-forced, in one pass without a cache."""
+    def logits(self, tap: Array, tokens: Array) -> Array:
+        """Teacher-forced, in one pass without a cache, from what `taps` returned."""
         output = self._model(
-            pixel_values=self._tensor(pixels),
+            encoder_outputs=BaseModelOutput(self._tensor(tap)),
             decoder_input_ids=torch.from_numpy(np.ascontiguousarray(tokens, np.int64)),
             use_cache=False,
         )
