@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from primelens.atomic import write_bytes
 from primelens.bundle import MANIFEST_NAME, file_record
 from primelens.export.card import bundle_card
 from primelens.export.draft import Draft, producer
@@ -64,14 +64,5 @@ def write_manifest(
     manifest = Manifest(**fields, files=files)
     data = manifest.to_bytes()
     Manifest.from_bytes(data)  # what cannot be read back must not be written
-    _write_durably(folder / MANIFEST_NAME, data)
+    write_bytes(folder / MANIFEST_NAME, data)
     return manifest
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,92 @@
+"""Tiny checkpoints with randomised weights, built once, and what their sources say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from primelens.export.answers import Answers
+from primelens.export.checkpoint import Checkpoint, open_checkpoint
+from primelens.export.draft import Draft, draft_bundle
+from primelens.export.options import ExportOptions, GateOptions
+from primelens.export.pipeline import answers_of
+from primelens.export.reference_works import build
+from primelens.export.registry import ModelSplit
+
+OPTIONS = ExportOptions(gate=GateOptions(threads=1, random_images=4, steps=24))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checkpoint, cut, drafted and questioned."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    split: ModelSplit
+    draft: Draft
+    answers: dict[str, Answers]
+
+
+def choose_end_token(folder: Path, answers: Answers) -> None:
+    """Make a token the end token that ends some of the default texts early, and not all of them."""
+    texts = [list(tokens) for tokens in answers.natural]
+    first_seen = {
+        token: [text.index(token) if token in text else None for text in texts]
+        for text in texts
+        for token in text
+    }
+    for token, places in first_seen.items():
+        ended = [place for place in places if place is not None]
+        if len(ended) < len(texts) and min(ended) >= 3:
+            break
+    else:
+        raise AssertionError("no token ends some texts in their middle; choose another seed")
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    settings["eos_token_id"] = token
+    path.write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a tiny reference work → its checkpoint folder, with an end token that ends texts."""
+
+    @cache
+    def of(name: str) -> Path:
+        folder = build(name, tmp_path_factory.mktemp("checkpoints") / name, seed=0)
+        checkpoint = open_checkpoint(folder)
+        split = checkpoint.family.split(checkpoint.model)
+        answers = answers_of(checkpoint, split, OPTIONS.gate)
+        choose_end_token(folder, answers["caption"])
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def works(checkpoints: Callable[[str], Path]) -> Callable[[str], Work]:
+    """Name of a tiny reference work → everything up to the gate, made once."""
+
+    @cache
+    def of(name: str) -> Work:
+        folder = checkpoints(name)
+        checkpoint = open_checkpoint(folder)
+        split = checkpoint.family.split(checkpoint.model)
+        draft = draft_bundle(checkpoint, split, OPTIONS)
+        return Work(folder, checkpoint, split, draft, answers_of(checkpoint, split, OPTIONS.gate))
+
+    return of
