@@ -231,7 +231,7 @@ def _signed_rank(differences: Floats) -> float:
 
 def _mann_whitney(first: Floats, second: Floats) -> float:
     """Two-sided; the number of blocks is taken down to what their autocorrelation leaves of it."""
-    from scipy.stats import mannwhitneyu  # type: ignore[import-untyped]
+    from scipy.stats import mannwhitneyu
 
     thinned = [values[:: _run_length(values)] for values in (first, second)]
     return float(mannwhitneyu(*thinned, alternative="two-sided").pvalue)

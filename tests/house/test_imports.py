@@ -61,7 +61,10 @@ RULES = {
     "bench": Rule(
         packages=_names("numpy PIL"),
         rooms=_names("runtime"),
-        lazy_packages=_names("torch transformers onnxruntime optimum openvino psutil"),
+        lazy_packages=_names(
+            "torch transformers onnx onnxruntime optimum openvino psutil scipy matplotlib pyarrow "
+            "mlperf_loadgen"
+        ),
         lazy_rooms=_names("export towers"),
     ),
     "cli": Rule(
