@@ -32,10 +32,11 @@ if TYPE_CHECKING:
         OptionError,
         PrimelensError,
         PromptError,
+        StoreError,
         UnsupportedError,
     )
     from primelens.model import Model, load
-    from primelens.options import CaptionOptions, LoadOptions
+    from primelens.options import CacheOptions, CaptionOptions, LoadOptions
     from primelens.results import Caption, EncodedImage, Failure, Piece, Timings
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BundleError",
     "BundleVersionError",
+    "CacheOptions",
     "CancelledError",
     "Caption",
     "CaptionOptions",
@@ -61,6 +63,7 @@ __all__ = [
     "Piece",
     "PrimelensError",
     "PromptError",
+    "StoreError",
     "Timings",
     "UnsupportedError",
     "__version__",
@@ -70,6 +73,7 @@ __all__ = [
 _HOMES = {
     "Model": "model",
     "load": "model",
+    "CacheOptions": "options",
     "CaptionOptions": "options",
     "LoadOptions": "options",
     "Caption": "results",

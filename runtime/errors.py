@@ -9,6 +9,7 @@ The tree::
     │   └── OptionError            an option is unknown, out of range, or contradicts another
     ├── BundleError                a bundle folder is incomplete, altered, linked, malformed
     │   └── BundleVersionError     the bundle's format is newer than this primelens understands
+    ├── StoreError                 a store of kept embeddings is refused, absent or unfit
     ├── CheckpointError            a source checkpoint cannot be loaded, or is refused (a pickle)
     │   └── UnsupportedError       the architecture, or one of its settings, has no exporter
     ├── GateError                  an exported graph does not equal its source; nothing was written
@@ -39,6 +40,7 @@ __all__ = [
     "OptionError",
     "PrimelensError",
     "PromptError",
+    "StoreError",
     "UnsupportedError",
 ]
 
@@ -85,6 +87,10 @@ class BundleError(PrimelensError):
 
 class BundleVersionError(BundleError):
     """The bundle's format is newer than this primelens understands."""
+
+
+class StoreError(PrimelensError):
+    """A store of kept embeddings is refused (others may write to it), absent, or cannot be used."""
 
 
 class CheckpointError(PrimelensError):

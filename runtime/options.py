@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from primelens.errors import OptionError
 
-__all__ = ["CaptionOptions", "LoadOptions"]
+__all__ = ["CacheOptions", "CaptionOptions", "LoadOptions"]
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
@@ -69,3 +70,37 @@ class CaptionOptions:
             raise OptionError(
                 f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({limit})."
             )
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where and how embeddings are kept.
+
+    Attributes:
+        folder: made if it is absent; must belong to the user, and be writable by nobody else.
+        mode: "read-write"; "read-only" uses what is kept and writes nothing; "off".
+        dtype: what embeddings are stored as. "fp32" is exact; "fp16" and "int8" change them, for
+            misses in the same way as for hits, by an error that every entry records.
+        cap_bytes: the entries' files in all; what was used least recently leaves first.
+        memory_bytes: embeddings held in memory in front of the folder.
+        derived_bytes: what heads derive from embeddings (cross-attention keys and values), held in
+            memory.
+    """
+
+    folder: str | Path
+    mode: Literal["read-write", "read-only", "off"] = "read-write"
+    dtype: Literal["fp32", "fp16", "int8"] = "fp32"
+    cap_bytes: int = 10 * 2**30
+    memory_bytes: int = 64 * 2**20
+    derived_bytes: int = 64 * 2**20
+
+    def __post_init__(self) -> None:
+        if not str(self.folder):
+            raise OptionError("The cache's folder is empty; give a folder's path.")
+        if self.mode not in ("read-write", "read-only", "off"):
+            raise OptionError(f"mode is {self.mode!r}; use 'read-write', 'read-only' or 'off'.")
+        if self.dtype not in ("fp32", "fp16", "int8"):
+            raise OptionError(f"dtype is {self.dtype!r}; it must be 'fp32', 'fp16' or 'int8'.")
+        _at_least("cap_bytes", self.cap_bytes, 1)
+        _at_least("memory_bytes", self.memory_bytes, 0)
+        _at_least("derived_bytes", self.derived_bytes, 0)

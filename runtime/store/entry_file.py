@@ -1,0 +1,215 @@
+"""One entry as one safetensors file.
+
+A file can be read by any safetensors library. What this module adds are the parts of the key in
+the header's ``__metadata__``, which rebuild the index, and a checksum. The header begins with::
+
+    {"__metadata__":{"checksum":"xxxxxxxx",
+
+where ``xxxxxxxx`` is the CRC-32 (hex, lower case) of the whole file without those eight digits.
+The CRC notices every change of up to 32 neighbouring bits, and any other with a probability of
+1 - 2^-32. It guards against accidents (a torn write, a failing disk), not against forgery: that is
+what the folder's permissions are for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.store.codec import Stored
+from primelens.store.key import EntryKey, Frame, StoredDtype
+
+__all__ = [
+    "ENTRY_FORMAT",
+    "HEAD_BYTES",
+    "CorruptEntryError",
+    "Entry",
+    "Head",
+    "from_bytes",
+    "head_of",
+    "to_parts",
+]
+
+ENTRY_FORMAT = "primelens-entry-1"
+
+_OPENING = b'{"__metadata__":{"checksum":"'
+_PLACE = 8 + len(_OPENING)  # of the checksum's digits in the file
+_DIGITS = 8
+HEAD_BYTES = 4096  # hold any header: labels are at most 200 characters
+_NAMES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+}
+
+_SENSELESS = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class CorruptEntryError(Exception):
+    """A file is not what was written; the store turns this into a miss."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What an entry's header says beside the values.
+
+    Attributes:
+        key: what it is filed under.
+        size: (width, height) of the picture in pixels.
+        max_error: the largest difference between the values and what the tower said.
+        relative_error: RMS of the difference over the RMS of what the tower said.
+    """
+
+    key: EntryKey
+    size: tuple[int, int]
+    max_error: float = 0.0
+    relative_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kept embedding: its header and its values."""
+
+    head: Head
+    stored: Stored
+
+
+def to_parts(entry: Entry) -> list[memoryview]:
+    """The file's content, as buffers to be written one after the other."""
+    arrays = {name: np.asarray(a, order="C") for name, a in entry.stored.arrays.items()}
+    header: dict[str, Any] = {"__metadata__": {"checksum": "0" * _DIGITS, **_metadata(entry)}}
+    offset = 0
+    for name, array in arrays.items():
+        kind = next(kind for kind, dtype in _NAMES.items() if dtype == array.dtype)
+        offsets = [offset, offset + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEAD_BYTES - 8:
+        raise ValueError(f"the header would have {len(text)} bytes")
+    opening = bytearray(len(text).to_bytes(8, "little") + text)
+    # A view as bytes; of an array without elements there is none.
+    parts = [memoryview(opening)]
+    parts += [a.reshape(-1).view(np.uint8).data for a in arrays.values() if a.size]
+    opening[_PLACE : _PLACE + _DIGITS] = _checksum(parts)
+    return parts
+
+
+def from_bytes(content: bytes, digest: str | None = None) -> Entry:
+    """Read a file's content; the values share its memory.
+
+    Args:
+        content: all bytes of the file.
+        digest: the key that the file must belong to; None takes any.
+
+    Raises:
+        CorruptEntryError: the checksum is wrong, or the file belongs to another key.
+    """
+    if len(content) < _PLACE + _DIGITS:
+        raise CorruptEntryError(f"{len(content)} bytes are no entry")
+    if content[_PLACE : _PLACE + _DIGITS] != _checksum([memoryview(content)]):
+        raise CorruptEntryError("the checksum is wrong")
+    header, start = _header(content)
+    try:
+        arrays = {
+            name: _array(described, content, start)
+            for name, described in header.items()
+            if name != "__metadata__"
+        }
+        entry = Entry(_head(header["__metadata__"]), Stored.of(arrays))
+    except _SENSELESS as error:
+        raise CorruptEntryError(f"the header makes no sense: {error}") from error
+    if digest is not None and entry.head.key.digest != digest:
+        raise CorruptEntryError("the file belongs to another key")
+    return entry
+
+
+def head_of(content: bytes, digest: str) -> Head:
+    """Read a header alone, from the first `HEAD_BYTES` of a file; nothing is checksummed.
+
+    Raises:
+        CorruptEntryError: there is no header, or it belongs to another key than ``digest``.
+    """
+    header, _ = _header(content)
+    try:
+        head = _head(header["__metadata__"])
+    except _SENSELESS as error:
+        raise CorruptEntryError(f"the header makes no sense: {error}") from error
+    if head.key.digest != digest:
+        raise CorruptEntryError("the file belongs to another key")
+    return head
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """The parsed header and where the values start."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        if not 0 < length <= HEAD_BYTES - 8:
+            raise ValueError(f"it has {length} bytes")
+        header = json.loads(content[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError("it is no object")
+    except _SENSELESS as error:
+        raise CorruptEntryError(f"the header makes no sense: {error}") from error
+    return header, 8 + length
+
+
+def _checksum(parts: Sequence[memoryview]) -> bytes:
+    first = parts[0]
+    crc = zlib.crc32(first[_PLACE + _DIGITS :], zlib.crc32(first[:_PLACE]))
+    for part in parts[1:]:
+        crc = zlib.crc32(part, crc)
+    return b"%08x" % crc
+
+
+def _metadata(entry: Entry) -> dict[str, str]:
+    head = entry.head
+    key, frame = head.key, head.key.frame
+    return {
+        "format": ENTRY_FORMAT,
+        "tower": key.tower,
+        "tap": key.tap,
+        "variant": key.variant,
+        "dtype": key.dtype,
+        "source": key.source,
+        "frame": "" if frame is None else f"{frame.index} {frame.timestamp_ns}",
+        "size": f"{head.size[0]} {head.size[1]}",
+        "max_error": repr(head.max_error),
+        "relative_error": repr(head.relative_error),
+    }
+
+
+def _head(metadata: Mapping[str, str]) -> Head:
+    if metadata["format"] != ENTRY_FORMAT:
+        raise ValueError(f"unknown format {metadata['format']!r}")
+    frame = [int(part) for part in metadata["frame"].split()]
+    dtype: StoredDtype = metadata["dtype"]  # type: ignore[assignment]  # EntryKey checks it
+    key = EntryKey(
+        tower=metadata["tower"],
+        variant=metadata["variant"],
+        dtype=dtype,
+        source=metadata["source"],
+        frame=Frame(frame[0], frame[1]) if frame else None,
+        tap=metadata["tap"],
+    )
+    width, height = (int(part) for part in metadata["size"].split())
+    errors = float(metadata["max_error"]), float(metadata["relative_error"])
+    return Head(key, (width, height), *errors)
+
+
+def _array(described: Mapping[str, Any], content: bytes, start: int) -> NDArray[Any]:
+    dtype, shape = _NAMES[described["dtype"]], tuple(described["shape"])
+    first, last = described["data_offsets"]
+    count = math.prod(shape)
+    if last - first != count * dtype.itemsize:
+        raise ValueError("offsets and shape disagree")
+    array: NDArray[Any] = np.frombuffer(content, dtype, count, start + first)
+    return array.reshape(shape)

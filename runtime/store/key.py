@@ -1,0 +1,109 @@
+"""What a kept embedding is filed under.
+
+The key of an entry is the SHA-256 of the canonical JSON (`primelens.schema.canonical_json`) of::
+
+    {"dtype": "fp16",                  the dtype that it is stored in: fp32, fp16 or int8
+     "frame": null,                    or {"index": 12, "timestamp_ns": 480000000} of a video
+     "key_version": 1,
+     "source": "<sha256>",             digest of the picture, `primelens.images.SourceImage.digest`
+     "tower": "<sha256>",              identity of the tower at one tap, `primelens.identity`
+     "variant": "fp32"}                precision and recipe of the computation
+
+The name of the tap is carried along as a label. It is no part of the key, because the identity
+covers it already; it serves to say *what* differs where a picture was kept under another key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from primelens.schema import canonical_json
+
+__all__ = ["KEY_VERSION", "EntryKey", "Frame", "StoredDtype"]
+
+KEY_VERSION = 1
+
+StoredDtype = Literal["fp32", "fp16", "int8"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LONGEST_LABEL = 200
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video: its number from 0, and its presentation time in nanoseconds."""
+
+    index: int
+    timestamp_ns: int
+
+    def __post_init__(self) -> None:
+        if self.index < 0:
+            raise ValueError(f"the frame's index is {self.index}; it cannot be negative")
+
+
+@dataclass(frozen=True)
+class EntryKey:
+    """The parts of a key, as the module's docstring defines them.
+
+    Attributes:
+        tower: identity (hex SHA-256) of the tower at the tap.
+        variant: precision and recipe of the computation.
+        dtype: what the values are stored as.
+        source: digest (hex SHA-256) of the picture or video file.
+        frame: which frame of a video; None for a picture.
+        tap: the tap's name, a label.
+
+    Raises:
+        ValueError: a digest is no lower-case SHA-256, a label is empty or too long, or the dtype is
+            none of fp32, fp16, int8.
+    """
+
+    tower: str
+    variant: str
+    dtype: StoredDtype
+    source: str
+    frame: Frame | None = None
+    tap: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("tower", "source"):
+            if not _DIGEST.fullmatch(getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not a SHA-256 in hexadecimal")
+        if not 0 < len(self.variant) <= _LONGEST_LABEL or len(self.tap) > _LONGEST_LABEL:
+            raise ValueError(f"variant {self.variant!r} or tap {self.tap!r} has no fitting length")
+        if self.dtype not in get_args(StoredDtype):
+            raise ValueError(f"the stored dtype is {self.dtype!r}, not one of fp32, fp16, int8")
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document whose digest is the key."""
+        frame = self.frame
+        return {
+            "key_version": KEY_VERSION,
+            "tower": self.tower,
+            "variant": self.variant,
+            "dtype": self.dtype,
+            "source": self.source,
+            "frame": frame and {"index": frame.index, "timestamp_ns": frame.timestamp_ns},
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """The key (hex SHA-256)."""
+        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+
+    def differing(self, other: EntryKey) -> tuple[str, ...]:
+        """Names of the parts in which two keys differ.
+
+        Two taps of one tower have different identities. Where the taps' names differ, "tap" stands
+        in for "tower", which then need not differ otherwise.
+        """
+        parts = [
+            name
+            for name in ("source", "tower", "variant", "dtype", "frame")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        return tuple("tap" if p == "tower" and self.tap != other.tap else p for p in parts)

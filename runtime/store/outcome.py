@@ -1,0 +1,90 @@
+"""What a store answers, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Hit", "Miss", "Reason", "StoreStats", "Verification"]
+
+Reason = Literal["new", "differs", "evicted", "corrupt", "unreadable"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A kept embedding.
+
+    Attributes:
+        values: ``[L, C]`` (or ``[C]``) float32, read-only.
+        size: (width, height) of the picture in pixels.
+        tier: "memory" or "disk".
+    """
+
+    values: NDArray[np.float32]
+    size: tuple[int, int]
+    tier: Literal["memory", "disk"]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why nothing was found.
+
+    Attributes:
+        reason: "new": this picture was never kept; "differs": it is kept under another key;
+            "evicted": it was kept, and left for others (or its file was removed); "corrupt": its
+            file failed the check; "unreadable": the folder could not be read.
+        differing: for "differs", the parts of the key in which the nearest entry differs: "tower",
+            "tap", "variant", "dtype", "frame".
+    """
+
+    reason: Reason
+    differing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.reason == "differs":
+            return f"kept with another {' and '.join(self.differing)}"
+        return {
+            "new": "never kept",
+            "evicted": "evicted",
+            "corrupt": "the kept file was corrupt",
+            "unreadable": "the store cannot be read",
+        }[self.reason]
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What happened since the store was opened, in this process.
+
+    Attributes:
+        memory_hits, disk_hits: found, by tier.
+        misses: how many for which reason.
+        kept: entries written.
+        not_kept: entries that could not be written (disk full, larger than the cap, ...).
+        evicted: entries that left to make room for those written here.
+        corrupt: files that failed their check.
+        rebuilt: how often the index was made anew.
+    """
+
+    memory_hits: int
+    disk_hits: int
+    misses: dict[str, int]
+    kept: int
+    not_kept: int
+    evicted: int
+    corrupt: int
+    rebuilt: int
+
+
+@dataclass
+class Verification:
+    """What `EmbeddingStore.verify` found: files read, keys of the corrupt, files not in the index,
+    rows of the index without a file.
+    """
+
+    checked: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    unlisted: int = 0
+    lost: int = 0

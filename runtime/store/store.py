@@ -1,0 +1,355 @@
+"""The store: embeddings by key, in memory and in a folder, for any number of processes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.options import CacheOptions
+from primelens.store.codec import stored
+from primelens.store.entry_file import (
+    HEAD_BYTES,
+    CorruptEntryError,
+    Entry,
+    Head,
+    from_bytes,
+    head_of,
+    to_parts,
+)
+from primelens.store.folder import StoreFolder
+from primelens.store.index import Index, Row
+from primelens.store.key import EntryKey
+from primelens.store.memory import MemoryTier
+from primelens.store.outcome import Hit, Miss, StoreStats, Verification
+
+__all__ = ["EmbeddingStore"]
+
+logger = logging.getLogger("primelens.store")
+
+_ATTEMPTS = 3
+_TOUCHES = 256  # uses that are recorded in the index at once, or whatever came in
+_TOUCH_SECONDS = 30.0
+
+
+class EmbeddingStore:
+    """Embeddings by key.
+
+    A file that was torn, altered or replaced by a link is never returned: it is a miss, it is put
+    aside, and it is counted. What cannot be written is not kept, which is logged once; the caller
+    goes on. Safe for threads and processes; processes may die at any moment.
+
+    Args:
+        options: folder, mode and caps; the mode must not be "off".
+
+    Raises:
+        StoreError: the folder is refused or cannot be opened.
+    """
+
+    def __init__(self, options: CacheOptions) -> None:
+        self.options = options
+        self._cap = options.cap_bytes
+        self.writable = options.mode == "read-write"
+        self._folder = StoreFolder(Path(options.folder), writable=self.writable)
+        self._index = Index(self._folder, self._scan)
+        self._memory: MemoryTier[str, Hit] = MemoryTier(options.memory_bytes)
+        self._touched: dict[str, int] = {}
+        self._last_flush = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._noticed: set[str] = set()
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(
+            self, _close, self._index, self._folder, self._touched, self.writable
+        )
+        if self.writable:
+            self._guarded(self._folder.sweep)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._folder.path
+
+    def __enter__(self) -> EmbeddingStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Record what was used, and let go of the folder; also done when Python exits."""
+        self._finalizer()
+
+    def get(self, key: EntryKey) -> Hit | Miss:
+        """Look a key up."""
+        digest = key.digest
+        found: Hit | Miss | None = self._memory.get(digest)
+        if found is None:
+            found = self._read(key)
+        if isinstance(found, Hit):
+            self._count(f"{found.tier}_hits")
+            self._touch(digest)
+        else:
+            self._count(f"miss {found.reason}")
+        return found
+
+    def put(
+        self, key: EntryKey, values: NDArray[np.float32], size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Keep values, and return them as a hit would: passed through the stored dtype.
+
+        Args:
+            key: what to file them under.
+            values: ``[..., C]`` float32, finite.
+            size: (width, height) of the picture in pixels.
+
+        Raises:
+            ValueError: the values are not finite or not float32.
+        """
+        return self.put_all([(key, values, size)])[0]
+
+    def put_all(
+        self, items: Sequence[tuple[EntryKey, NDArray[np.float32], tuple[int, int]]]
+    ) -> list[NDArray[np.float32]]:
+        """`put` for a batch: the index is asked once."""
+        restored, entries = [], []
+        for key, values, size in items:
+            kept = stored(values, key.dtype)
+            restored.append(kept.restore())
+            self._memory.put(key.digest, Hit(restored[-1], size, "memory"), restored[-1].nbytes)
+            if self.writable:
+                entries.append(Entry(Head(key, size, *kept.error(values)), kept))
+        self._keep(entries)
+        return restored
+
+    def put_stored(self, entry: Entry) -> bool:
+        """Keep an entry as another store wrote it; whether it could be written."""
+        return self.writable and self._keep([entry])
+
+    def entry(self, row: Row) -> Entry | None:
+        """An entry as it lies in its file; None where it is gone or corrupt."""
+        digest = row.key.digest
+        try:
+            return from_bytes(self._folder.read(digest)[0], digest)
+        except (OSError, CorruptEntryError):
+            return None
+
+    def rows(self) -> list[Row]:
+        """What the index lists, the most recently used first.
+
+        Raises:
+            OSError, sqlite3.Error: the index cannot be read.
+        """
+        self.flush()
+        return self._index.rows()
+
+    def totals(self) -> tuple[int, int, int]:
+        """Number of entries, bytes of their files, bytes put aside as corrupt."""
+        return self._index.totals()
+
+    def stats(self) -> StoreStats:
+        """Counters of this process."""
+        with self._lock:
+            counts = Counter(self._counts)
+        misses = {name[5:]: n for name, n in sorted(counts.items()) if name.startswith("miss ")}
+        names = ("memory_hits", "disk_hits", "kept", "not_kept", "evicted", "corrupt")
+        numbers = {name: counts[name] for name in names}
+        return StoreStats(misses=misses, rebuilt=self._index.rebuilt, **numbers)
+
+    def flush(self) -> None:
+        """Write uses that were only noted in memory to the index."""
+        with self._lock:
+            touched = dict(self._touched)
+            self._touched.clear()
+            self._last_flush = time.monotonic()
+        if touched and self.writable:
+            self._guarded(lambda: self._index.touch(touched))
+
+    def verify(self) -> Verification:
+        """Read and check every file; what is corrupt is put aside."""
+        listed = {row.key.digest for row in self._index.rows()}
+        report = Verification()
+        for digest, _, _ in self._folder.entries():
+            report.checked += 1
+            report.unlisted += digest not in listed
+            listed.discard(digest)
+            try:
+                content, inode = self._folder.read(digest)
+            except FileNotFoundError:
+                continue  # evicted since it was listed
+            except OSError:
+                content, inode = b"", None
+            try:
+                from_bytes(content, digest)
+            except CorruptEntryError:
+                report.corrupt.append(digest)
+                self._put_aside(digest, inode)
+        report.lost = len(listed)
+        if self.writable and (report.unlisted or report.lost):
+            self._index.rebuild()
+        return report
+
+    def prune(self, cap_bytes: int) -> int:
+        """Evict down to a size; returns how many entries left."""
+        self.flush()
+        self._memory.clear()
+        self._folder.sweep()
+        return self._index.evict(cap_bytes)
+
+    def clear(self) -> int:
+        """Remove every entry, indexed or not; returns how many."""
+        removed = self.prune(0)
+        removed += sum(self._folder.remove(digest) for digest, _, _ in self._folder.entries())
+        for name, _ in self._folder.quarantined():
+            self._folder.remove_quarantined(name)
+        self._index.rebuild()
+        return removed
+
+    def rebuild_index(self) -> None:
+        """Make the index anew from the files."""
+        self._index.rebuild()
+
+    def _read(self, key: EntryKey) -> Hit | Miss:
+        digest, inode = key.digest, None
+        try:
+            content, inode = self._folder.read(digest)
+            entry = from_bytes(content, digest)
+        except FileNotFoundError:
+            return self._absent(key)
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # which says that it is a link
+                self._notice(error)
+                return Miss("unreadable")
+            self._put_aside(digest, inode)
+            return Miss("corrupt")
+        except CorruptEntryError:
+            self._put_aside(digest, inode)
+            return Miss("corrupt")
+        values = entry.stored.restore()
+        size = entry.head.size
+        self._memory.put(digest, Hit(values, size, "memory"), values.nbytes)
+        return Hit(values, size, "disk")
+
+    def _absent(self, key: EntryKey) -> Miss:
+        """Why there is no file: the index remembers, if it can be read."""
+        digest = key.digest
+        try:
+            rows = self._index.rows(key.source)
+            if any(row.key.digest == digest for row in rows):
+                if self.writable:
+                    self._index.forget_lost(digest)
+                return Miss("evicted")
+            fate = self._index.fate(digest)
+        except (OSError, sqlite3.Error) as error:
+            logger.debug("the index cannot say why %s is missing: %s", digest, error)
+            return Miss("new")
+        if fate is not None:
+            return Miss("corrupt" if fate == "corrupt" else "evicted")
+        differing = [key.differing(row.key) for row in rows]
+        return Miss("differs", min(differing, key=len)) if differing else Miss("new")
+
+    def _put_aside(self, digest: str, inode: int | None) -> None:
+        self._count("corrupt")
+        logger.warning("%s: the entry %s is corrupt", self.path, digest)
+        if self.writable:
+            self._guarded(
+                lambda: self._index.forget(
+                    digest, "corrupt", self._folder.quarantine(digest, inode)
+                )
+            )
+
+    def _keep(self, entries: Sequence[Entry]) -> bool:
+        """Write entries; a disk or index that fails costs the entries alone."""
+        pending = {entry.head.key.digest: to_parts(entry) for entry in entries}
+        rows, refused = {}, 0
+        for entry in entries:
+            size = sum(part.nbytes for part in pending[entry.head.key.digest])
+            if size > self._cap:
+                self._notice(OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap"))
+                refused += 1
+                continue
+            key, error = entry.head.key, entry.head.relative_error
+            rows[key.digest] = Row(key, size, 0, error)
+        try:
+            for _ in range(_ATTEMPTS):
+                if not rows:
+                    break
+                self._write(rows, pending)
+        except (OSError, sqlite3.Error) as error:
+            self._notice(error)
+            self._guarded(lambda: self._index.withdraw(list(rows)))
+        self._count("not_kept", len(rows) + refused)
+        return not rows and not refused
+
+    def _write(self, rows: dict[str, Row], contents: Mapping[str, Sequence[memoryview]]) -> None:
+        """Admit and write what is in ``rows``, and remove from it whatever is kept then."""
+        with self._lock:
+            touched = dict(self._touched)
+            self._touched.clear()
+        self._count("evicted", self._index.admit(list(rows.values()), touched, self._cap))
+        for digest in list(rows):
+            with self._folder.writing(contents[digest]) as name:
+                self._folder.publish(name, digest)
+                if self._index.holds(digest):
+                    self._count("kept")
+                    del rows[digest]
+                else:
+                    self._folder.remove(digest)  # it was evicted before it had its name
+
+    def _scan(self) -> Iterator[Row]:
+        """Rows from the files; a file whose header is senseless is put aside."""
+        for digest, size, changed in self._folder.entries():
+            inode = None
+            try:
+                content, inode = self._folder.read(digest, HEAD_BYTES)
+                head = head_of(content, digest)
+            except FileNotFoundError:
+                continue
+            except (OSError, CorruptEntryError):
+                self._count("corrupt")
+                self._folder.quarantine(digest, inode)
+                continue
+            yield Row(head.key, size, changed, head.relative_error)
+
+    def _touch(self, digest: str) -> None:
+        with self._lock:
+            self._touched[digest] = time.time_ns()
+            due = len(self._touched) >= _TOUCHES
+        if due or time.monotonic() - self._last_flush > _TOUCH_SECONDS:
+            self.flush()
+
+    def _count(self, name: str, by: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += by
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """Run ``work``; a disk or index that fails is noticed and costs nothing else."""
+        try:
+            work()
+        except (OSError, sqlite3.Error) as error:
+            self._notice(error)
+
+    def _notice(self, error: OSError | sqlite3.Error) -> None:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        with self._lock:
+            known = text in self._noticed
+            self._noticed.add(text)
+        level = logging.DEBUG if known else logging.WARNING
+        logger.log(level, "%s: embeddings are not kept or not found: %s", self.path, text)
+
+
+def _close(index: Index, folder: StoreFolder, touched: dict[str, int], writable: bool) -> None:
+    if touched and writable:
+        with suppress(OSError, sqlite3.Error):
+            index.touch(touched)
+    index.close()
+    folder.close()

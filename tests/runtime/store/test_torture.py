@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .torture import CAP, torture
+
+
+def test_killed_processes_never_leave_a_wrong_tensor(tmp_path: Path) -> None:
+    outcome = torture(tmp_path / "kept", processes=8, operations=250, seconds_between_kills=0.25)
+    assert outcome.failures == []
+    assert outcome.operations >= 8 * 250
+    assert outcome.kills >= 3
+    assert outcome.largest > CAP // 2  # it was full enough for something to be evicted
+
+
+@pytest.mark.slow
+def test_many_killed_processes_never_leave_a_wrong_tensor(tmp_path: Path) -> None:
+    outcome = torture(tmp_path / "kept", processes=8, operations=5_000, seconds_between_kills=0.5)
+    assert outcome.failures == []
+    assert outcome.kills >= 20

@@ -1,0 +1,182 @@
+"""Processes that use one store and are killed at random; run by test_torture.py, or by hand::
+
+    python tests/runtime/store/torture.py --processes 8 --operations 100000
+
+Every worker puts and gets random keys whose values it can compute, and says so at once when a hit
+has other values. Workers die by SIGKILL and are replaced. Now and then all of them are stopped, and
+the bytes in the folder are counted: at most the cap and one entry for each living writer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from primelens.options import CacheOptions
+from primelens.store import EmbeddingStore, EntryKey, Miss
+from primelens.store.codec import stored
+
+KEYS = 300
+CAP = 200_000
+LARGEST = 8 * 64 * 4 + 1_000  # bytes of the largest entry's file
+WRONG = 77  # exit status of a worker that was given wrong values
+DTYPES = ("fp32", "fp16", "int8")
+
+
+def key_of(number: int) -> EntryKey:
+    dtype: Any = DTYPES[number % 3]
+    return EntryKey("a" * 64, "fp32", dtype, f"{number:064x}", tap="last_hidden_state")
+
+
+def values_of(number: int) -> Any:
+    shape = (1 + number % 8, 64)
+    return np.random.default_rng(number).standard_normal(shape).astype(np.float32)
+
+
+def work(folder: Path, slot: int, operations: int, seed: int) -> int:
+    """Put and get until ``operations`` of this slot are done, over all its workers."""
+    choose = random.Random(seed)
+    wanted = {n: stored(values_of(n), key_of(n).dtype).restore() for n in range(KEYS)}
+    with (folder.parent / "progress").open("r+b") as file, mmap.mmap(file.fileno(), 0) as progress:
+        store = EmbeddingStore(CacheOptions(folder, cap_bytes=CAP, memory_bytes=CAP // 20))
+        (done,) = struct.unpack_from("<q", progress, slot * 8)
+        while done < operations:
+            number = min(choose.randrange(KEYS), choose.randrange(KEYS))
+            found = store.get(key_of(number))
+            if isinstance(found, Miss) or choose.random() < 0.1:
+                given = store.put(key_of(number), values_of(number), (number + 1, 1))
+                right = np.array_equal(given, wanted[number])
+            else:
+                right = np.array_equal(found.values, wanted[number])
+                right = right and found.size == (number + 1, 1)
+            if not right:
+                return WRONG
+            done += 1
+            struct.pack_into("<q", progress, slot * 8, done)
+        stats = store.stats()
+        store.close()
+    return 0 if stats.corrupt == 0 else 1
+
+
+@dataclass
+class Outcome:
+    """What a run saw."""
+
+    kills: int = 0
+    operations: int = 0
+    largest: int = 0
+    checks: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def bytes_in(folder: Path) -> int:
+    total = 0
+    for place in ("v1", "tmp", "quarantine"):
+        for path in (folder / place).rglob("*.*" if place == "v1" else "*"):
+            total += path.stat().st_size
+    return total
+
+
+def torture(folder: Path, processes: int, operations: int, seconds_between_kills: float) -> Outcome:
+    """Run until every slot has done ``operations``."""
+    outcome, choose = Outcome(), random.Random(0)
+    progress = folder.parent / "progress"
+    progress.write_bytes(bytes(8 * processes))
+    running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(slot: int) -> None:
+        arguments = ["--work", str(folder), str(slot), str(operations), str(choose.getrandbits(30))]
+        running[slot] = subprocess.Popen([sys.executable, __file__, *arguments])
+
+    for slot in range(processes):
+        start(slot)
+    try:
+        while running:
+            time.sleep(choose.uniform(0.5, 1.5) * seconds_between_kills)
+            for slot, worker in list(running.items()):
+                if worker.poll() is not None:
+                    if worker.returncode:
+                        outcome.failures.append(f"worker {slot} ended with {worker.returncode}")
+                    del running[slot]
+            if running:
+                slot = choose.choice(list(running))
+                running[slot].kill()
+                if running[slot].wait() in (0, -signal.SIGKILL):
+                    outcome.kills += 1
+                else:
+                    outcome.failures.append(f"worker {slot} ended with {running[slot].returncode}")
+                start(slot)
+            _count_bytes(folder, list(running.values()), outcome)
+    finally:
+        for worker in running.values():
+            worker.kill()
+            worker.wait()
+    outcome.operations = sum(struct.unpack(f"<{processes}q", progress.read_bytes()))
+    _check_at_rest(folder, outcome)
+    return outcome
+
+
+def _count_bytes(folder: Path, workers: list[subprocess.Popen[bytes]], outcome: Outcome) -> None:
+    """With every worker stopped, so that nothing is counted twice."""
+    for worker in workers:
+        worker.send_signal(signal.SIGSTOP)
+    time.sleep(0.02)
+    size = bytes_in(folder)
+    for worker in workers:
+        worker.send_signal(signal.SIGCONT)
+    outcome.largest = max(outcome.largest, size)
+    outcome.checks += 1
+    if size > CAP + LARGEST * max(1, len(workers)):
+        outcome.failures.append(f"{size} bytes with {len(workers)} writers")
+
+
+def _check_at_rest(folder: Path, outcome: Outcome) -> None:
+    with EmbeddingStore(CacheOptions(folder, cap_bytes=CAP)) as store:
+        report = store.verify()
+        if report.corrupt or store.totals()[1] > CAP or bytes_in(folder) > CAP:
+            outcome.failures.append(f"at rest: {report}, {store.totals()}, {bytes_in(folder)}")
+        for number in range(KEYS):
+            found = store.get(key_of(number))
+            if not isinstance(found, Miss):
+                wanted = stored(values_of(number), key_of(number).dtype).restore()
+                if not np.array_equal(found.values, wanted):
+                    outcome.failures.append(f"at rest: key {number} has wrong values")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--operations", type=int, default=100_000, help="of each process")
+    parser.add_argument("--kill-every", type=float, default=1.0, metavar="SECONDS")
+    arguments = parser.parse_args()
+    if arguments.work:
+        folder, slot, operations, seed = arguments.work
+        return work(Path(folder), int(slot), int(operations), int(seed))
+    with tempfile.TemporaryDirectory() as home, contextlib.suppress(KeyboardInterrupt):
+        began = time.monotonic()
+        outcome = torture(
+            Path(home) / "kept", arguments.processes, arguments.operations, arguments.kill_every
+        )
+        print(f"{outcome} in {time.monotonic() - began:.0f} s; cap {CAP}, entry {LARGEST}")
+        return 1 if outcome.failures else 0
+    return 130
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())
