@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from primelens.decoding.options import DecodingOptions
     from primelens.errors import (
         BundleError,
         BundleVersionError,
@@ -49,6 +50,7 @@ __all__ = [
     "Caption",
     "CaptionOptions",
     "CheckpointError",
+    "DecodingOptions",
     "DependencyError",
     "EncodedImage",
     "EngineError",
@@ -75,6 +77,7 @@ _HOMES = {
     "load": "model",
     "CacheOptions": "options",
     "CaptionOptions": "options",
+    "DecodingOptions": "decoding.options",
     "LoadOptions": "options",
     "Caption": "results",
     "EncodedImage": "results",

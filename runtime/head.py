@@ -13,13 +13,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primelens.bundle import Bundle
+from primelens.decoding.assembly import Request, build_search
+from primelens.decoding.effective import Effective, describe_generation, resolve
 from primelens.decoding.loop import decode
-from primelens.decoding.search import Continuation, Greedy, Limits
+from primelens.decoding.search import Continuation, Limits, Search
 from primelens.decoding.session import DecoderSession, Step, capacity_for
 from primelens.engine import Array, BoundCall, Engine, Graph
 from primelens.errors import BundleError, CancelledError, InputError, OptionError, PromptError
@@ -27,6 +30,7 @@ from primelens.manifest import DecoderSpec, HeadSpec
 from primelens.options import CaptionOptions
 from primelens.results import EncodedImage
 from primelens.text import TokenText
+from primelens.wording import Wording
 
 __all__ = ["CaptionHead", "Progress"]
 
@@ -49,7 +53,7 @@ class Progress:
 class _Workspace:
     """A session with the connector bound in front of it."""
 
-    key: tuple[int, int]
+    key: tuple[int, int, int]
     tap: Array
     connect: BoundCall
     session: DecoderSession
@@ -74,6 +78,7 @@ class CaptionHead:
         self.identity = bundle.manifest.tower.taps[spec.tap].identity
         self._tap_shape = bundle.manifest.tower.taps[spec.tap].shape
         self.text = TokenText(bundle.path(spec.tokenizer), clean_up=spec.clean_up_spaces)
+        self._wording = Wording(self.text, spec.decoder.vocab_size, spec.generation.eos_tokens)
         self._connector = engine.open(bundle.path(spec.connector))
         self._decoder = engine.open(bundle.path(spec.decoder.graph))
         problems = _contract_problems(self._connector, self._decoder, spec, self._tap_shape)
@@ -99,7 +104,6 @@ class CaptionHead:
         """When sequences end: options over the checkpoint's defaults, within the positions."""
         generation = self.spec.generation
         wanted = options.max_new_tokens or generation.max_new_tokens
-        least = options.min_new_tokens or 0
         positions = self.spec.decoder.max_positions
         longest = max(len(prompt) for prompt in prompts)
         if longest >= positions:
@@ -119,17 +123,50 @@ class CaptionHead:
             eos_tokens=generation.eos_tokens,
             pad_token=generation.pad_token,
             max_new_tokens=room,
-            min_new_tokens=min(least, *room),
         )
 
-    def decode(self, images: Sequence[EncodedImage], options: CaptionOptions) -> Iterator[Progress]:
-        """Decode one caption per image; yields after every step, the same object each time."""
+    def effective(self, options: CaptionOptions) -> Effective:
+        """How ``options`` decode, with nothing left open.
+
+        Raises:
+            OptionError: options contradict each other, or the checkpoint's generation_config asks
+                for what cannot be honoured.
+        """
+        settings = self.spec.generation.settings
+        return resolve(options.decoding, settings, options.min_new_tokens)
+
+    def effective_generation(self) -> dict[str, Any]:
+        """What decoding does when nothing is asked for, for people."""
+        return describe_generation(self.spec.generation)
+
+    def _search(
+        self, wanted: Effective, images: Sequence[EncodedImage], options: CaptionOptions
+    ) -> tuple[Search, int]:
+        """The search, and the most tokens that a row of it can have."""
         prompts = [self.prompt(options) for _ in images]
         limits = self.limits(prompts, options)
+        request = Request(
+            prompts=prompts,
+            pictures=[image.source for image in images],
+            limits=limits,
+            bad_words=self._wording.bad_words(wanted),
+            stop=self._wording.stop(wanted),
+            constraint=self._wording.constraint(wanted),
+        )
         need = max(len(p) + n for p, n in zip(prompts, limits.max_new_tokens, strict=True))
-        search = Greedy(prompts, limits)
+        return build_search(wanted, request), need
+
+    def decode(self, images: Sequence[EncodedImage], options: CaptionOptions) -> Iterator[Progress]:
+        """Decode the images' captions; yields after every step, the same object each time.
+
+        The results of greedy decoding and sampling grow with every step, those of a beam search
+        appear when an image is done.
+        """
+        wanted = self.effective(options)
+        search, need = self._search(wanted, images, options)
         progress = Progress(search.results)
-        workspace = self._take(len(images), capacity_for(need, self.spec.decoder))
+        rows = len(images) * wanted.rows_per_picture
+        workspace = self._take(len(images), rows, capacity_for(need, self.spec.decoder))
         try:
             progress.connector = self._connect(workspace, images)
             before = time.perf_counter()
@@ -153,7 +190,7 @@ class CaptionHead:
             tokens: the continuation to force, after the head's start tokens.
         """
         prompt = self.prompt(CaptionOptions())
-        workspace = self._take(1, capacity_for(len(prompt) + len(tokens), self.spec.decoder))
+        workspace = self._take(1, 1, capacity_for(len(prompt) + len(tokens), self.spec.decoder))
         try:
             self._connect(workspace, [image])
             workspace.session.reset()
@@ -182,13 +219,13 @@ class CaptionHead:
                 remedy="Encode the picture with this model.",
             )
 
-    def _take(self, images: int, capacity: int) -> _Workspace:
+    def _take(self, images: int, rows: int, capacity: int) -> _Workspace:
         with self._lock:
             for token, workspace in self._free.items():
-                if workspace.key[0] == images and workspace.key[1] >= capacity:
+                if workspace.key[:2] == (images, rows) and workspace.key[2] >= capacity:
                     del self._free[token]
                     return workspace
-        return self._build(images, capacity)
+        return self._build(images, rows, capacity)
 
     def _give_back(self, workspace: _Workspace) -> None:
         with self._lock:
@@ -196,8 +233,8 @@ class CaptionHead:
             while len(self._free) > _POOLED_SESSIONS:
                 self._free.popitem(last=False)
 
-    def _build(self, images: int, capacity: int) -> _Workspace:
-        logger.debug("new session: %d images, capacity %d", images, capacity)
+    def _build(self, images: int, rows: int, capacity: int) -> _Workspace:
+        logger.debug("new session: %d images, %d rows, capacity %d", images, rows, capacity)
         tap = np.zeros((images, *self._tap_shape), np.float32)
         cross: dict[str, Array] = {
             name: np.zeros((images, *shape), np.float32)
@@ -205,9 +242,9 @@ class CaptionHead:
         }
         connect = self._connector.bind({self.spec.tap: tap}, cross)
         session = DecoderSession(
-            self._decoder, self.spec.decoder, rows=images, capacity=capacity, cross=cross
+            self._decoder, self.spec.decoder, rows=rows, capacity=capacity, cross=cross
         )
-        return _Workspace((images, capacity), tap, connect, session)
+        return _Workspace((images, rows, capacity), tap, connect, session)
 
 
 def _cancel(options: CaptionOptions) -> Callable[[], None]:

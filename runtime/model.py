@@ -47,9 +47,6 @@ __all__ = ["Model", "load"]
 
 logger = logging.getLogger("primelens.model")
 
-# transformers' generation settings that this version obeys, or that do not change a greedy result.
-_HONOURED = frozenset({"max_length", "max_new_tokens", "min_length", "use_cache", "do_sample"})
-
 
 def load(
     name: str | Path = "default",
@@ -94,8 +91,6 @@ class Model:
             self._heads = {name: head.result() for name, head in heads.items()}
         self._domain = DomainDetector.of(bundle)
         self.engine_name = engine.name
-        for name, head in self._heads.items():
-            _warn_of_settings(manifest.name, name, head.spec.generation.settings)
 
     @property
     def name(self) -> str:
@@ -294,6 +289,9 @@ class Model:
             timings=timings,
             image=image.name,
             notice=self._domain.notice(image) if self._domain else None,
+            score=row.score,
+            alternatives=tuple(row.alternatives),
+            others=tuple(self._result(image, other, progress, head) for other in row.others),
         )
 
 
@@ -336,18 +334,6 @@ def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
             problems=problems,
         )
     return graph
-
-
-def _warn_of_settings(model: str, head: str, settings: Any) -> None:
-    ignored = {key: value for key, value in settings.items() if key not in _HONOURED}
-    if ignored:
-        asked = ", ".join(f"{key}={value}" for key, value in ignored.items())
-        logger.warning(
-            "%s, head %s: decoding greedily; the checkpoint's generation_config also asks for %s",
-            model,
-            head,
-            asked,
-        )
 
 
 def _name(image: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from primelens.decoding.options import DecodingOptions
 from primelens.errors import OptionError
 
 __all__ = ["CacheOptions", "CaptionOptions", "LoadOptions"]
@@ -51,6 +52,7 @@ class CaptionOptions:
         max_new_tokens: longest caption in tokens, the end token included.
         min_new_tokens: the end token is not allowed before that many tokens.
         prompt: text that the caption continues; the result's text starts after it.
+        decoding: how tokens are chosen.
         cancel: set this event from another thread and the call raises `CancelledError` before its
             next step.
     """
@@ -58,6 +60,7 @@ class CaptionOptions:
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     prompt: str | None = None
+    decoding: DecodingOptions = DecodingOptions()  # noqa: RUF009 - frozen, hence safe to share
     cancel: threading.Event | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class CaptionOptions:
         _at_least("min_new_tokens", self.min_new_tokens, 0)
         if self.prompt is not None and not isinstance(self.prompt, str):
             raise OptionError(f"prompt is {self.prompt!r}; it must be a string.")
+        if not isinstance(self.decoding, DecodingOptions):
+            raise OptionError(f"decoding is {self.decoding!r}; it must be DecodingOptions.")
         limit = self.max_new_tokens
         if limit is not None and (self.min_new_tokens or 0) > limit:
             raise OptionError(

@@ -80,12 +80,20 @@ class Caption:
     Attributes:
         text: the caption, without special tokens, prompt and surrounding white space.
         tokens: ids after the prompt, the end token included if it was reached.
-        logprob: natural-log probability of ``tokens`` given picture and prompt (sum over tokens).
+        logprob: natural-log probability of ``tokens`` given picture and prompt (sum over tokens):
+            the model's own, whatever processors made of it when tokens were chosen.
         token_logprobs: the summands.
-        finish_reason: "stop" for an end token, "length" for the token limit.
+        finish_reason: "stop" for an end token or a stop string, "length" for the token limit.
         timings: where the time went.
         image: what the picture was called.
         notice: one line for the user, for example that the picture is outside the model's domain.
+        score: what a beam search ranked it by (log-probability over length to the length penalty);
+            None without a beam search.
+        alternatives: per token the (id, log-probability) of the most probable ones, where
+            `DecodingOptions.top_logprobs` asked for them.
+        others: the further captions of the picture, where `DecodingOptions.num_return_sequences`
+            asked for several: of a beam search by falling score, of sampling as they were drawn.
+            There are fewer where the options allow of fewer.
     """
 
     text: str
@@ -96,6 +104,9 @@ class Caption:
     timings: Timings
     image: str
     notice: str | None = None
+    score: float | None = None
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
+    others: tuple[Caption, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class SequenceBias:
             matching = (recent[:, None, :] == prefixes).all(axis=-1)
             added = np.where(matching, values, np.float32(0))
             # Several sequences may end in one token: add them one after the other, as there.
-            np.add.at(bias, (slice(None), places), added)
+            np.add.at(bias.T, places, added.T)
         scores[:, self._targets] += bias
 
 

@@ -1,11 +1,9 @@
 """Executes decode steps: owns the KV cache, the cross-attention K/V and every buffer of a step.
 
 All buffers are allocated and bound once per session. A session holds ``rows`` sequences over
-``images``
-pictures: row ``r`` reads the cross-attention K/V of picture ``r // (rows // images)``, so that the
-    beams or
-questions of one picture share one copy. The self-attention cache is written in place: the same
-buffer is bound as past and as present.
+``images`` pictures: row ``r`` reads the cross-attention K/V of picture ``r // (rows // images)``,
+so that the beams or questions of one picture share one copy. The self-attention cache is written in
+place: the same buffer is bound as past and as present.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from primelens.manifest import DecoderSpec
 __all__ = ["DecoderSession", "Step", "capacity_for"]
 
 _BLOCK = 32  # capacities are rounded up to it, so that sessions are used again
+_ALL = np.iinfo(np.int64).max  # a row shares all positions with itself
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,14 @@ class DecoderSession:
     ) -> None:
         self._graph, self.spec, self.rows, self.capacity = graph, spec, rows, capacity
         self.cross = cross
-        shape = (rows, spec.kv_heads, capacity, spec.head_dim)
-        self._cache = {
-            f"{kind}.{layer}": np.zeros(shape, np.float32)
-            for layer in range(spec.layers)
-            for kind in ("key", "value")
-        }
+        names = [f"{kind}.{layer}" for layer in range(spec.layers) for kind in ("key", "value")]
+        shape = (len(names), rows, spec.kv_heads, capacity, spec.head_dim)
+        self._memory = np.zeros(shape, np.float32)  # one block, so that a beam moves in one copy
+        self._cache = dict(zip(names, self._memory, strict=True))
         self._past = np.zeros(rows, np.int64)
+        # [R, R] positions from the start that two rows hold in common because one was copied from
+        # the other or both from a third; made when rows are first reordered.
+        self._shared: NDArray[np.int64] | None = None
         self._seqlens = np.zeros(rows, np.int32)
         self._total = np.zeros((), np.int32)
         self._logits_rows = np.zeros(rows, np.int64)
@@ -86,6 +86,7 @@ class DecoderSession:
     def reset(self) -> None:
         """Forget all sequences; buffers stay."""
         self._past[:] = 0
+        self._shared = None
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -159,14 +160,29 @@ class DecoderSession:
         return self._calls[width]
 
     def _reorder(self, parents: NDArray[np.int64]) -> None:
-        """Let row r continue row ``parents[r]``: only changed rows, only filled positions are
-        copied.
+        """Let row r continue row ``parents[r]``.
+
+        Copied are changed rows only, and of them the filled positions that the two rows do not hold
+        in common already: beams of one picture mostly differ in their last tokens alone.
         """
         changed = np.flatnonzero(parents != np.arange(self.rows))
         if not changed.size:
             return
+        if self._shared is None:
+            self._shared = np.zeros((self.rows, self.rows), np.int64)
+            np.fill_diagonal(self._shared, _ALL)
         sources = parents[changed]
-        filled = int(self._past[sources].max())
-        for buffer in self._cache.values():
-            buffer[changed, :, :filled] = buffer[sources, :, :filled]
-        self._past[changed] = self._past[sources]
+        moves = [
+            (row, source, slice(self._shared[row, source], self._past[source]))
+            for row, source in zip(changed.tolist(), sources.tolist(), strict=True)
+        ]
+        if np.isin(sources, changed).any():  # a row is read that is overwritten: read all before
+            pieces = [self._memory[:, source, :, part].copy() for _, source, part in moves]
+        else:
+            pieces = [self._memory[:, source, :, part] for _, source, part in moves]
+        for (row, _, part), piece in zip(moves, pieces, strict=True):
+            self._memory[:, row, :, part] = piece
+        self._past = self._past[parents]
+        shared = self._shared[np.ix_(parents, parents)]
+        self._shared = np.minimum(shared, self._past[:, None])
+        np.fill_diagonal(self._shared, _ALL)

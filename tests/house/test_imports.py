@@ -37,7 +37,7 @@ RULES = {
     "runtime": Rule(
         packages=_names("numpy tokenizers PIL safetensors"),
         rooms=_names("kernels"),
-        lazy_packages=_names("onnxruntime huggingface_hub tensorrt av"),
+        lazy_packages=_names("onnxruntime huggingface_hub tensorrt av llguidance"),
     ),
     "kernels": Rule(packages=_names("numpy"), lazy_packages=_names("triton cuda cupy")),
     "towers": Rule(packages=_names("torch transformers")),
