@@ -87,7 +87,7 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         heads=heads,
         graphs=graphs,
         texts={TOKENIZER: checkpoint.tokenizer_json},
-        notes=[*checkpoint.notes, *steps.notes],
+        notes=list(checkpoint.notes),
         saved_bytes=saved,
     )
 

@@ -30,7 +30,8 @@ __all__ = ["NAMES", "build", "model_of", "randomise", "write_companions"]
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
 _TABLES = ("word_embeddings", "wte", "lm_head", "token_type")
 _QUERY_OR_KEY = (".query.", ".key.", "q_attn")
-_SHARP = 2.5  # spread of attention: scores vary enough for a state to choose what it looks at
+_CROSS_OUT = ("crossattention.output.dense", "crossattention.c_proj")
+_SHARP = 4.0  # spread of attention: scores vary enough for a state to choose what it looks at
 
 
 def _vit(**fields: Any) -> dict[str, Any]:
@@ -166,6 +167,8 @@ def _randomised(name: str, parameter: torch.Tensor, noise: torch.Tensor) -> torc
     conv1d = ".c_" in name or "q_attn" in name  # stored [in, out]
     fan_in = parameter.shape[0] if conv1d else parameter[0].numel()
     weight = noise / fan_in**0.5
+    if any(part in name for part in _CROSS_OUT):
+        return 0.4 * weight  # else what the picture says drowns what the text says
     if decoder and any(part in name for part in _QUERY_OR_KEY):
         weight *= _SHARP
     elif decoder and "c_attn" in name:  # [query,] key and value side by side: all but value
