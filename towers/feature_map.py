@@ -30,7 +30,7 @@ _BACKBONES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
 }
 
 
-class FeatureMapTowerConfig(PreTrainedConfig):  # type: ignore[misc]
+class FeatureMapTowerConfig(PreTrainedConfig):
     """How a backbone becomes a tower.
 
     Args:
@@ -79,14 +79,14 @@ class FeatureMapTowerConfig(PreTrainedConfig):  # type: ignore[misc]
         super().__init__(**kwargs)
 
 
-class FeatureMapTower(PreTrainedModel):  # type: ignore[misc]
+class FeatureMapTower(PreTrainedModel):
     """The tower: ``pixel_values [B, 3, H, W]`` to ``last_hidden_state [B, rows * columns, C]``."""
 
     config: FeatureMapTowerConfig
     config_class = FeatureMapTowerConfig
     base_model_prefix = "feature_map_tower"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012 - typed so by transformers
 
     def __init__(self, config: FeatureMapTowerConfig) -> None:
         super().__init__(config)
@@ -97,11 +97,11 @@ class FeatureMapTower(PreTrainedModel):  # type: ignore[misc]
         if config.position_embedding:
             rows, columns = config.grid_size
             self.position_table = nn.Parameter(torch.zeros(rows * columns, config.hidden_size))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         # Guarded because transformers calls this for weights that it has already loaded too.
         if isinstance(module, FeatureMapTower) and self.config.position_embedding:
             table = module.position_table
@@ -150,15 +150,16 @@ def fold_normalisation(tower: FeatureMapTower) -> FeatureMapTower:
     for name, block in _normalised_convolutions(tower):
         scale, shift = _scale_and_shift(block.normalization)
         weight = block.convolution.weight
-        state[f"{name}.convolution.weight"] = (
-            weight.double() * scale[:, None, None, None]
-        ).to(weight.dtype)
+        state[f"{name}.convolution.weight"] = (weight.double() * scale[:, None, None, None]).to(
+            weight.dtype
+        )
         state[f"{name}.convolution.bias"] = shift.to(weight.dtype)
         for key in list(state):
             if key.startswith(f"{name}.normalization."):
                 del state[key]
     folded.load_state_dict(state, strict=True)
-    return folded.train(tower.training)
+    folded.train(tower.training)
+    return folded
 
 
 def _backbone_classes(model_type: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:

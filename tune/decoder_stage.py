@@ -1,0 +1,199 @@
+"""Stage 2 of the default captioner: the decoder is tuned on a locked tower's kept states.
+
+The tower of stage 1 is folded, rounded to half precision and locked. What it says about every
+picture is computed once and kept in a memory-mapped file; from then on no picture is touched. Each
+epoch shows every picture with another of its captions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from primelens.towers import FeatureMapTower
+from primelens.tune.captioner import GRID, WIDTH, caption_labels, decoder_inputs
+from primelens.tune.lock import content_digest, locked
+from primelens.tune.scenes.language import caption
+from primelens.tune.scenes.stream import StreamSpec, stream
+from primelens.tune.scenes.world import scene
+from primelens.tune.tower_stage import decay_groups, pixels, schedule
+
+_FIRST = 1_000_000  # scenes that stage 1 did not see: the states are of new pictures, as in use
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """How stage 2 is run.
+
+    Attributes:
+        pictures: how many pictures have their states kept.
+        epochs: how often each is shown, with a new caption each time.
+        rate: peak learning rate of AdamW; low, because the decoder saw the tower grow up.
+        threads: torch's threads, see :class:`~primelens.tune.tower_stage.TowerStage`.
+    """
+
+    pictures: int = 60_000
+    epochs: int = 3
+    batch_size: int = 128
+    seed: int = 0
+    rate: float = 6e-4
+    warm_up: int = 50
+    weight_decay: float = 0.05
+    smoothing: float = 0.02
+    averaging: float = 0.995
+    threads: int = 1
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        if self.pictures % self.batch_size:
+            raise ValueError(
+                f"{self.pictures} pictures are not whole batches of {self.batch_size}: "
+                "an epoch would show some of them more often"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all epochs."""
+        return self.pictures // self.batch_size * self.epochs
+
+
+def keep_states(folder: Path, tower: FeatureMapTower, stage: DecoderStage) -> Path:
+    """Compute the tower's states of all pictures once; go on where an earlier call stopped.
+
+    Returns:
+        The file, ``[pictures, 64, 192]`` float16, next to a JSON with the tower's digest.
+
+    Raises:
+        ValueError: if states of another tower are kept there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(stage.threads)
+    path, note = folder / "states.npy", folder / "states.json"
+    kept: dict[str, Any] = {"digest": content_digest(tower), "pictures": stage.pictures, "done": 0}
+    mode = "w+"
+    if note.is_file():
+        found = json.loads(note.read_text())
+        if (found["digest"], found["pictures"]) != (kept["digest"], kept["pictures"]):
+            raise ValueError(f"{path} holds the states of another tower or run: remove it")
+        kept, mode = found, "r+"
+    states = np.lib.format.open_memmap(
+        path, mode=mode, dtype=np.float16, shape=(stage.pictures, GRID * GRID, WIDTH)
+    )
+    done = int(kept["done"])
+    batches = (stage.pictures - done) // stage.batch_size
+    spec = StreamSpec("train", _FIRST + done, batches, stage.batch_size, stage.seed, captions=0)
+    with locked(tower), torch.no_grad():
+        for batch in stream(spec):
+            values = tower(pixel_values=pixels(batch))[0]
+            states[done : done + len(values)] = values.numpy().astype(np.float16)
+            done += len(values)
+            note.write_text(json.dumps(kept | {"done": done}))
+    states.flush()
+    return path
+
+
+def tune_decoder(
+    folder: Path,
+    decoder: GPT2LMHeadModel,
+    stage: DecoderStage,
+    tokenizer: PreTrainedTokenizerFast,
+) -> GPT2LMHeadModel:
+    """Run stage 2, or go on with it, on the states kept in ``folder``.
+
+    Returns:
+        The decoder with the running mean of its weights, in evaluation mode.
+    """
+    torch.set_num_threads(stage.threads)
+    states = np.load(folder / "states.npy", mmap_mode="r")
+    optimiser = torch.optim.AdamW(
+        decay_groups(decoder, stage.weight_decay), lr=stage.rate, betas=(0.9, 0.98), fused=True
+    )
+    mean = {name: value.detach().clone() for name, value in decoder.named_parameters()}
+    step = _resume(folder, decoder, optimiser, mean)
+    log = (folder / "decoder_stage.jsonl").open("a")
+    began = time.monotonic()
+    decoder.train()
+    while step < stage.steps:
+        rows, texts = _lesson(stage, step)
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * schedule(step, stage.steps, stage.warm_up)
+        seen = torch.from_numpy(states[rows]).float()
+        labels = caption_labels(tokenizer, texts)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = decoder(
+                input_ids=decoder_inputs(labels), encoder_hidden_states=seen, use_cache=False
+            ).logits
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), label_smoothing=stage.smoothing
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        decay = min(stage.averaging, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in decoder.named_parameters():
+                mean[name].lerp_(value, 1.0 - decay)
+        if step % 25 == 0:
+            entry = {"step": step, "loss": loss.item(), "seconds": time.monotonic() - began}
+            print(json.dumps(entry), file=log, flush=True)
+        if step % stage.save_every == 0 or step == stage.steps:
+            _save(folder, decoder, optimiser, mean, step)
+    decoder.load_state_dict(mean, strict=False)
+    (folder / "decoder_stage.json").write_text(json.dumps({"settings": asdict(stage)}, indent=2))
+    decoder.eval()
+    return decoder
+
+
+def _lesson(stage: DecoderStage, step: int) -> tuple[np.ndarray, list[str]]:
+    """The pictures of one step, ``[B]``, and a caption for each; a function of the step."""
+    epoch, number = divmod(step, stage.pictures // stage.batch_size)
+    order = _order(stage, epoch)
+    rows = order[number * stage.batch_size : (number + 1) * stage.batch_size]
+    shown = (scene("train", _FIRST + int(row), stage.seed) for row in rows)
+    return rows, [caption(s, epoch) for s in shown]
+
+
+def _order(stage: DecoderStage, epoch: int) -> np.ndarray:
+    return np.random.default_rng([stage.seed, epoch]).permutation(stage.pictures)
+
+
+def _save(
+    folder: Path,
+    decoder: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    mean: dict[str, torch.Tensor],
+    step: int,
+) -> None:
+    temporary = folder / "decoder_stage.pt.new"
+    state = {"weights": decoder.state_dict(), "optimiser": optimiser.state_dict()}
+    torch.save(state | {"mean": mean, "step": step}, temporary)
+    temporary.replace(folder / "decoder_stage.pt")
+
+
+def _resume(
+    folder: Path,
+    decoder: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    mean: dict[str, torch.Tensor],
+) -> int:
+    path = folder / "decoder_stage.pt"
+    if not path.is_file():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    decoder.load_state_dict(saved["weights"])
+    optimiser.load_state_dict(saved["optimiser"])
+    with torch.no_grad():
+        for name, value in saved["mean"].items():
+            mean[name].copy_(value)
+    return int(saved["step"])
