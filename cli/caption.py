@@ -11,6 +11,7 @@ import click
 
 from primelens.cli import rows
 from primelens.cli.app import app, report
+from primelens.cli.decoding import decoding_options
 from primelens.cli.inputs import Unmatched, expand
 from primelens.cli.progress import progress
 
@@ -33,6 +34,8 @@ class CaptionRequest:
     batch_size: int = 8
     max_new_tokens: int | None = None
     prompt: str | None = None
+    beams: int | None = None
+    settings: tuple[str, ...] = ()
     threads: int | None = None
     revision: str | None = None
     as_json: bool = False
@@ -58,6 +61,14 @@ class CaptionRequest:
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption in tokens.")
 @click.option("--prompt", help="Text that every caption continues.")
+@click.option("--beams", type=click.IntRange(min=1), help="Beams of a beam search; 1 is none.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any option of primelens.DecodingOptions, the value as JSON; may be repeated.",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: one per core]"
 )
@@ -77,16 +88,25 @@ def caption(ctx: click.Context, /, **chosen: Any) -> None:
     request = CaptionRequest(**chosen)
     if request.stream and request.as_json:
         raise click.UsageError("--stream shows text as it grows; --json writes finished rows.")
-    entries = expand(request.images)
-    if _run(request, entries):
+    options = _options(request)
+    if _run(request, expand(request.images), options):
         ctx.exit(1)
 
 
-def _run(request: CaptionRequest, entries: Entries) -> int:
+def _options(request: CaptionRequest) -> CaptionOptions:
+    from primelens.options import CaptionOptions
+
+    return CaptionOptions(
+        max_new_tokens=request.max_new_tokens,
+        prompt=request.prompt,
+        decoding=decoding_options(request.settings, request.beams),
+    )
+
+
+def _run(request: CaptionRequest, entries: Entries, options: CaptionOptions) -> int:
     """Caption everything; return how many pictures failed."""
     import primelens
 
-    options = primelens.CaptionOptions(max_new_tokens=request.max_new_tokens, prompt=request.prompt)
     loading = primelens.LoadOptions(threads=request.threads, revision=request.revision)
     model = primelens.load(request.model, options=loading)
     output = _Output(model.name, labelled=len(entries) > 1, as_json=request.as_json)
@@ -169,7 +189,8 @@ class _Output:
         elif self.as_json:
             rows.write_json(rows.caption_row(image, item, self.model))
         else:
-            rows.write_text(self._label(image) + rows.printable(item.text))
+            for one in (item, *item.others):
+                rows.write_text(self._label(image) + rows.printable(one.text))
             self._remark(image, item.notice)
 
     def write_piece(self, image: str, text: str, *, first: bool) -> None:

@@ -21,18 +21,36 @@ __all__ = ["caption_row", "failure_row", "printable", "write_json", "write_text"
 
 
 def caption_row(image: str, caption: Caption, model: str) -> dict[str, Any]:
-    """The JSON object of a captioned picture; ``timings_ms`` are milliseconds."""
+    """The JSON object of a captioned picture; ``timings_ms`` are milliseconds.
+
+    ``score``, ``alternatives`` and ``others`` are there where the options asked for them.
+    """
     return {
         "image": image,
         "status": "ok",
-        "caption": caption.text,
-        "tokens": list(caption.tokens),
-        "logprob": _finite(caption.logprob),
-        "finish_reason": caption.finish_reason,
+        **_text_fields(caption),
+        **({"others": [_text_fields(other) for other in caption.others]} if caption.others else {}),
         "timings_ms": caption.timings.as_milliseconds(),
         "model": model,
         "notice": caption.notice,
     }
+
+
+def _text_fields(caption: Caption) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "caption": caption.text,
+        "tokens": list(caption.tokens),
+        "logprob": _finite(caption.logprob),
+        "finish_reason": caption.finish_reason,
+    }
+    if caption.score is not None:
+        fields["score"] = _finite(caption.score)
+    if caption.alternatives:
+        fields["alternatives"] = [
+            [[token, _finite(logprob)] for token, logprob in ranked]
+            for ranked in caption.alternatives
+        ]
+    return fields
 
 
 def failure_row(image: str, error: PrimelensError, model: str) -> dict[str, Any]:

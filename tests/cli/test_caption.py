@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+
+from primelens.cli.rows import caption_row
+from primelens.decoding.options import DecodingOptions
 
 Run = Callable[..., Result]
 
@@ -91,6 +95,57 @@ def test_options_reach_the_model(run: Run, model: Any, pictures: Path) -> None:
     assert model.batches == [["bad.jpeg", "bird.JPG"], ["cat.png"]]
 
 
+def test_decoding_options_are_set_by_their_own_names(run: Run, model: Any, pictures: Path) -> None:
+    settings = ["top_p=0.9", "do_sample=true", 'bad_words=["a b", "c"]', "regex=a|b"]
+    flags = [flag for setting in settings for flag in ("--set", setting)]
+    assert run("caption", "cat.png", "--beams", "3", *flags).exit_code == 0
+    (options,) = model.options
+    expected = DecodingOptions(
+        num_beams=3, top_p=0.9, do_sample=True, bad_words=("a b", "c"), regex="a|b"
+    )
+    assert options.decoding == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--set", "num_beam=2"], "did you mean num_beams"),
+        (["--set", "qqq=2"], "there are bad_words, bad_words_ids"),
+        (["--set", "num_beams"], "NAME=VALUE"),
+        (["--set", "num_beams=0"], "num_beams is 0"),
+        (["--set", "num_beams=2", "--beams", "2"], "given twice"),
+        (["--set", "regex=a", "--set", 'choices=["a"]'], "exclude each other"),
+    ],
+)
+def test_a_decoding_option_that_is_wrong_is_wrong_usage(
+    run: Run, model: Any, pictures: Path, flags: list[str], said: str
+) -> None:
+    result = run("caption", "cat.png", *flags)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert model.loaded == []
+
+
+def test_several_captions_of_a_picture_are_several_lines(
+    run: Run, model: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = model.caption("cat.png")
+    two = replace(one, others=(replace(one, text="another"),))
+    monkeypatch.setattr(model, "caption_batch", lambda *_, **settings: iter([two]))
+    assert run("caption", "cat.png").stdout == "a picture of cat\nanother\n"
+
+
+def test_rows_hold_what_decoding_was_asked_for(model: Any, pictures: Path) -> None:
+    caption = model.caption("cat.png")
+    other = replace(caption, text="another", score=-0.75)
+    rich = replace(caption, score=-0.5, alternatives=(((5, -0.1), (7, -2.0)),), others=(other,))
+    row = caption_row("cat.png", rich, "fake")
+    assert row["score"] == -0.5
+    assert row["alternatives"] == [[[5, -0.1], [7, -2.0]]]
+    assert [(o["caption"], o["score"]) for o in row["others"]] == [("another", -0.75)]
+    assert json.loads(json.dumps(row)) == row
+
+
 def test_streaming_gives_the_same_lines(run: Run, model: Any, pictures: Path) -> None:
     arguments = ["caption", "cat.png", "empty", "bad.jpeg", "bird.JPG"]
     streamed, plain = run(*arguments, "--stream"), run(*arguments)
@@ -153,8 +208,6 @@ def test_a_name_that_is_no_text_survives_json(run: Run, model: Any, pictures: Pa
 
 
 def test_an_infinite_logprob_is_null(run: Run, model: Any, pictures: Path) -> None:
-    from primelens.cli.rows import caption_row
-
     caption = model.caption("cat.png")
     object.__setattr__(caption, "logprob", float("-inf"))
     assert caption_row("cat.png", caption, "fake")["logprob"] is None
