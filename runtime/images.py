@@ -32,6 +32,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -40,7 +41,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from primelens.errors import ImageError, OptionError
 
-__all__ = ["FORMATS", "ImageLimits", "ImageSource", "SourceImage", "read_image"]
+__all__ = [
+    "FORMATS",
+    "ImageLimits",
+    "ImageSource",
+    "SourceImage",
+    "UndecodedImage",
+    "open_image",
+    "read_image",
+]
 
 # In the order they are tried; Pillow loads the plugins of the last two only when it gets there.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
@@ -160,6 +169,30 @@ class SourceImage:
         return picture
 
 
+@dataclass(frozen=True, eq=False)
+class UndecodedImage:
+    """A picture's file, read and not decoded: its digest may be all that is asked for.
+
+    Attributes:
+        data: the bytes of the file.
+        name: path, or a description in angle brackets.
+        limits: what decoding may cost.
+    """
+
+    data: bytes
+    name: str
+    limits: ImageLimits
+
+    @cached_property
+    def digest(self) -> str:
+        """What `SourceImage.digest` will be."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def decode(self) -> SourceImage:
+        """The picture; raises `ImageError`."""
+        return _from_bytes(self)
+
+
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8] "
     "| SourceImage"
@@ -178,14 +211,22 @@ def read_image(source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS) -> 
         ImageError: the picture is missing, unreadable, not a picture, broken, truncated or too
             large; the message names it.
     """
+    opened = open_image(source, limits=limits)
+    return opened.decode() if isinstance(opened, UndecodedImage) else opened
+
+
+def open_image(
+    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS
+) -> SourceImage | UndecodedImage:
+    """`read_image`, but files and bytes are not decoded yet; raises `ImageError` as far as that."""
     if isinstance(source, SourceImage):
         return source
     if isinstance(source, (str, os.PathLike)):
         name = _short(os.fsdecode(source))
-        return _from_bytes(_read_file(source, name, limits), name, limits)
+        return UndecodedImage(_read_file(source, name, limits), name, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        return _from_bytes(data, f"<{len(data)} bytes>", limits)
+        return UndecodedImage(data, f"<{len(data)} bytes>", limits)
     if isinstance(source, Image.Image):
         return _from_pillow(source, limits)
     if isinstance(source, np.ndarray):
@@ -226,7 +267,8 @@ def _read_file(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> 
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise ImageError(
-            f"The picture {name} cannot be read: {error}.", remedy="Check the path and the disk."
+            f"The picture {name} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            remedy="Check the path and the disk.",
         ) from error
     _check_bytes(len(data), name, limits)
     return data
@@ -273,7 +315,8 @@ def _check_pixels(size: tuple[int, int], name: str, limits: ImageLimits) -> None
         )
 
 
-def _from_bytes(data: bytes, name: str, limits: ImageLimits) -> SourceImage:
+def _from_bytes(file: UndecodedImage) -> SourceImage:
+    data, name, limits = file.data, file.name, file.limits
     _check_bytes(len(data), name, limits)
     if not data:
         raise ImageError(f"The picture {name} is empty: no bytes.", remedy="Fetch the file again.")
@@ -282,8 +325,7 @@ def _from_bytes(data: bytes, name: str, limits: ImageLimits) -> SourceImage:
         format_name = opened.format or "unknown"
         orientation = _decode(opened, name)
     picture = _eight_bit(opened, name)
-    digest = hashlib.sha256(data).hexdigest()
-    return SourceImage(picture, digest, picture.size, format_name, name, orientation)
+    return SourceImage(picture, file.digest, picture.size, format_name, name, orientation)
 
 
 def _open(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
