@@ -83,6 +83,7 @@ def export(**chosen: Any) -> None:
     with the source model, and nothing is written if they differ. Needs primelens[export].
     """
     request = ExportRequest(**chosen)
+    _refuse_to_replace(request)
     with needs_extra("export"):
         from primelens.export import export_checkpoint
 
@@ -92,6 +93,16 @@ def export(**chosen: Any) -> None:
         return
     for line in _lines(report):
         rows.write_text(line)
+
+
+def _refuse_to_replace(request: ExportRequest) -> None:
+    """Say so before minutes of work, not after; the exporter checks it once more when it writes."""
+    if request.out.exists() and not request.overwrite:
+        from primelens.errors import OptionError
+
+        raise OptionError(
+            f"{request.out} is there already.", remedy="Give another name, or add --overwrite."
+        )
 
 
 def _options(request: ExportRequest) -> ExportOptions:

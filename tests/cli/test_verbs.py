@@ -168,6 +168,16 @@ def test_an_export_that_was_allowed_to_differ_says_so(
     assert "NOT equal to its source" in result.stdout
 
 
+def test_export_does_not_replace_a_folder_unasked(
+    run: Run, exporter: Exporter, tmp_path: Path
+) -> None:
+    result = run("export", "c", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "add --overwrite" in result.stderr
+    assert exporter.calls == []
+    assert run("export", "c", "--out", tmp_path, "--overwrite").exit_code == 0
+
+
 def test_export_reports_json(run: Run, exporter: Exporter, tmp_path: Path) -> None:
     result = run("export", "c", "--out", tmp_path / "b", "--json")
     assert json.loads(result.stdout) == {"bundle": str(tmp_path / "b")}

@@ -1,0 +1,116 @@
+"""``primelens evaluate``: how good is a bundle, or a result file, on labelled data?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from primelens.cli import rows
+from primelens.cli.app import app
+from primelens.cli.extras import needs_extra
+
+if TYPE_CHECKING:
+    from primelens.tune.data import DataSource
+    from primelens.tune.evaluation import Evaluation, Request
+
+__all__ = ["evaluate"]
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_FORMATS = "coco, karpathy, vqa, flickr8k, conceptual, folder, parquet, webdataset"
+
+
+@app.command("evaluate", no_args_is_help=True)
+@click.argument("system")
+@click.option("--data", required=True, help="Annotation file, folder, shards, or scenes:test:500.")
+@click.option("--format", "format_", default="auto", help=f"Of the data: {_FORMATS}.")
+@click.option("--images", type=_EXISTING, help="Folder of the pictures, if not beside the data.")
+@click.option("--answers", type=_EXISTING, help="VQAv2's annotations, where data has questions.")
+@click.option("--split", help="This split of the data alone.")
+@click.option("--pool", type=_EXISTING, help="Data that the baselines draw on, in their format.")
+@click.option("--pool-split", help="A split of the same data that the baselines draw on.")
+@click.option("--holdout", type=int, help="Evaluate N drawn pictures; the others are the pool.")
+@click.option("--limit", type=int, help="Evaluate the first N pictures.")
+@click.option("--against", metavar="SYSTEM", help="A second system, compared in pairs.")
+@click.option("--untuned", metavar="BUNDLE", help="Baseline: a bundle with untuned text side.")
+@click.option("--tower", metavar="BUNDLE", help="Whose tower finds neighbours for a result file.")
+@click.option("--jars", type=_EXISTING, help="Folder of pycocoevalcap: METEOR and SPICE too.")
+@click.option("--samples", type=int, default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of bootstrap and holdout.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for reports and result file.")
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+def evaluate(system: str, out: Path | None, as_json: bool, **chosen: Any) -> None:
+    """Measure captions or answers, with baselines and 95 % intervals.
+
+    SYSTEM is a bundle (folder, shipped name or hub id), or a COCO result file (*.json). Captions
+    get BLEU, ROUGE-L and CIDEr-D with the official tokenisation; answers the official VQA accuracy.
+    Every report has the baselines that cost nothing, and a human where there are references enough.
+    """
+    with needs_extra("tune"):
+        from primelens.tune.evaluation import evaluate as measure
+
+    found = measure(_request(system, chosen))
+    if as_json:
+        rows.write_json(found.report.as_dict())
+    else:
+        for line in found.report.lines:
+            rows.write_text(line)
+    if out is not None:
+        _write(out, found)
+
+
+def _request(system: str, chosen: dict[str, Any]) -> Request:
+    from primelens.tune.evaluation import Request
+    from primelens.tune.metrics import Resampling
+
+    data = _data(chosen)
+    passed = ("holdout", "limit", "against", "untuned", "tower", "jars")
+    return Request(
+        system,
+        data,
+        pool=_pool(data, chosen),
+        resampling=Resampling(samples=chosen["samples"], seed=chosen["seed"]),
+        **{name: chosen[name] for name in passed},
+    )
+
+
+def _data(chosen: dict[str, Any]) -> DataSource | str:
+    from primelens.tune.data import DataSource
+
+    name: str = chosen["data"]
+    if name.split(":")[0] == "scenes" and not Path(name).exists():
+        return name
+    keys = ("images", "split", "answers")
+    return DataSource(Path(name), chosen["format_"], **{key: chosen[key] for key in keys})
+
+
+def _pool(data: DataSource | str, chosen: dict[str, Any]) -> DataSource | None:
+    from dataclasses import replace
+
+    from primelens.errors import OptionError
+    from primelens.tune.data import DataSource
+
+    path, split = chosen["pool"], chosen["pool_split"]
+    if path is not None:
+        return DataSource(path, images=chosen["images"], split=split)
+    if split is None:
+        return None
+    if isinstance(data, str) or data.split is None or data.split == split:
+        raise OptionError(
+            "--pool-split names another split of the data than --split.",
+            remedy="Give both, or --pool with a file of its own.",
+        )
+    return replace(data, split=split)
+
+
+def _write(out: Path, found: Evaluation) -> None:
+    from primelens.atomic import write_bytes
+    from primelens.tune.data import write_answers, write_captions
+
+    out.mkdir(parents=True, exist_ok=True)
+    report = json.dumps(found.report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(out / "report.json", f"{report}\n".encode())
+    write_bytes(out / "report.md", found.report.markdown().encode())
+    (write_answers if found.asks else write_captions)(out / "results.json", found.predictions)
