@@ -97,7 +97,10 @@ class _DecoderBuilder:
                 branch, linear = self._block(block, stream, index)
                 following = self._norm_after(index, block)
                 stream = self._join(branch, linear, stream, following, name)
-        logits = self._logits(stream.normed, plan.lm_head)
+        hidden = stream.normed
+        if plan.final_norm is not None and not plan.norm_first:
+            hidden = self._norm(hidden, plan.final_norm, "final_norm")
+        logits = self._logits(hidden, plan.lm_head)
         outputs = [(logits, FLOAT, ["N", plan.vocab_size])]
         outputs += [(present, FLOAT, self._cache) for present in self._presents]
         return g.finish(outputs)

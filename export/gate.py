@@ -33,17 +33,17 @@ from primelens.decoding.session import capacity_for
 from primelens.engine import Graph
 from primelens.engine_onnx import OnnxEngine
 from primelens.export.answers import Answers, Compared
+from primelens.export.options import GateOptions
 from primelens.model import Model, load
 from primelens.options import CaptionOptions, LoadOptions
 from primelens.results import Caption, EncodedImage
 
-__all__ = ["AGREEMENT", "NOISE_FACTOR", "GateReport", "run_gate"]
+__all__ = ["NOISE_FACTOR", "GateReport", "run_gate"]
 
 Array = NDArray[Any]
 
 NOISE_FACTOR = 8.0  # how many times the source's own rounding error is still rounding
 _FLOOR = 2.0**-21  # of a tensor's spread: for models so small that float32 rounding hardly shows
-AGREEMENT = 0.99  # least top-1 agreement of a quantised bundle
 
 
 @dataclass
@@ -77,21 +77,25 @@ class _RecordingEngine(OnnxEngine):
         return graph
 
 
-def run_gate(folder: Path, head: str, answers: Answers, threads: int | None = None) -> GateReport:
+def run_gate(folder: Path, head: str, answers: Answers, options: GateOptions) -> GateReport:
     """Compare the bundle in ``folder`` with what the source said.
 
     Args:
         folder: a complete bundle.
         head: which of its heads.
         answers: of the source model to the same head.
-        threads: of the inference engine.
+        options: threads of the engine, and the least agreement of a quantised bundle.
     """
-    engine = _RecordingEngine(threads)
-    model = load(folder, options=LoadOptions(threads=threads, check="size"), engine=engine)
-    return _Gate(model, engine.graphs, head, answers).run()
+    engine = _RecordingEngine(options.threads)
+    model = load(folder, options=LoadOptions(threads=options.threads, check="size"), engine=engine)
+    gate = _Gate(model, engine.graphs, head, answers)
+    gate.agreement = options.agreement
+    return gate.run()
 
 
 class _Gate:
+    agreement = 0.99
+
     def __init__(self, model: Model, graphs: dict[str, Graph], head: str, answers: Answers) -> None:
         self._model, self._graphs, self._answers = model, graphs, answers
         self._head = model.manifest.heads[head]
@@ -266,11 +270,13 @@ class _Gate:
             "relative_rms_error": float(np.sqrt((distance**2).mean()) / wanted.spread),
             "spread": wanted.spread,
         }
-        if share >= AGREEMENT:
+        if share >= self.agreement:
             return []
         at = int(np.flatnonzero(~equal)[0])
         source, bundle = int(wanted.double[at].argmax()), int(found[at].argmax())
-        line = f"top-1 agreement is {share:.4f} over {len(equal)} positions, below {AGREEMENT}; "
+        line = (
+            f"top-1 agreement is {share:.4f} over {len(equal)} positions, below {self.agreement}; "
+        )
         return [f"{line}first at {names[at]}: source {source}, bundle {bundle}"]
 
     def _same_tokens(

@@ -27,6 +27,7 @@ class GateOptions:
         steps: tokens of the forced comparison, end tokens forbidden.
         threads: threads of the inference engine.
         seed: of the random pictures.
+        agreement: least top-1 agreement of a quantised bundle with its source, teacher-forced.
         allow_mismatch: write the bundle although the gate failed; the manifest says so.
     """
 
@@ -35,6 +36,7 @@ class GateOptions:
     steps: int = 24
     threads: int | None = None
     seed: int = 0
+    agreement: float = 0.99
     allow_mismatch: bool = False
 
     def __post_init__(self) -> None:

@@ -126,9 +126,7 @@ def prove(
     Raises:
         GateError: a head differs from its source, and ``allow_mismatch`` was not given.
     """
-    reports = {
-        name: run_gate(folder, name, found, options.threads) for name, found in answers.items()
-    }
+    reports = {name: run_gate(folder, name, found, options) for name, found in answers.items()}
     failures = [f"head {name}, {line}" for name, r in reports.items() for line in r.failures]
     if failures and not options.allow_mismatch:
         raise GateError(
@@ -156,7 +154,7 @@ def _parity(
             not_measured.append(f"head {name}, generation settings beyond greedy: {asked}")
     return {
         "reference": f"{draft.source.architecture} in float32, with float64 as arbiter",
-        "rule": f"within {NOISE_FACTOR:g} x the source's own float32 rounding error; tokens equal",
+        "rule": _rule(draft, options.gate),
         "pictures": {"random": options.gate.random_images, "given": len(options.gate.images)},
         "seed": options.gate.seed,
         "heads": {name: report.measured for name, report in reports.items()},
@@ -164,6 +162,15 @@ def _parity(
         "not_measured": not_measured,
         "golden": golden_parity(answers[first], reports[first].measured),
     }
+
+
+def _rule(draft: Draft, options: GateOptions) -> str:
+    if all(head.precision == "fp32" for head in draft.heads.values()):
+        return f"within {NOISE_FACTOR:g} x the source's own float32 rounding error; tokens equal"
+    return (
+        f"top-1 agreement of at least {options.agreement:g}, teacher-forced; steps equal prefill; "
+        "no result depends on the batch"
+    )
 
 
 class _Clock:

@@ -44,20 +44,16 @@ class Work:
 def choose_end_token(folder: Path, answers: Answers) -> None:
     """Make a token the end token that ends some of the default texts early, and not all of them."""
     texts = [list(tokens) for tokens in answers.natural]
-    first_seen = {
-        token: [text.index(token) if token in text else None for text in texts]
-        for text in texts
-        for token in text
-    }
-    for token, places in first_seen.items():
-        ended = [place for place in places if place is not None]
-        if len(ended) < len(texts) and min(ended) >= 3:
-            break
-    else:
-        raise AssertionError("no token ends some texts in their middle; choose another seed")
+    suitable = [
+        token
+        for token in dict.fromkeys(token for text in texts for token in text)
+        if any(token not in text for text in texts)
+        and min(text.index(token) for text in texts if token in text) >= 3
+    ]
+    assert suitable, "no token ends some texts in their middle; choose another seed"
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text())
-    settings["eos_token_id"] = token
+    settings["eos_token_id"] = suitable[0]
     path.write_text(json.dumps(settings))
 
 
