@@ -126,9 +126,13 @@ def _mapping(item: Any, data: JSON, where: str, problems: list[str]) -> Any:
 
 def _scalar(hint: Any, data: JSON, where: str, problems: list[str]) -> Any:
     if hint is float and isinstance(data, (int, float)) and not isinstance(data, bool):
-        if not math.isfinite(data):
-            problems.append(f"{where}: {data} is not a finite number")
-        return float(data)
+        try:
+            number = float(data)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if not math.isfinite(number):
+            problems.append(f"{where}: {_name(data)} is not a finite number")
+        return number
     if type(data) is not hint:
         problems.append(f"{where}: expected {hint.__name__}, found {_name(data)}")
     return data
