@@ -41,7 +41,7 @@ class DecoderStage:
         threads: torch's threads, see :class:`~primelens.tune.tower_stage.TowerStage`.
     """
 
-    pictures: int = 60_000
+    pictures: int = 64_000
     epochs: int = 3
     batch_size: int = 128
     seed: int = 0

@@ -8,6 +8,7 @@ batches ``w, w + n, ...``; the consumer takes them in turn, so the order never d
 from __future__ import annotations
 
 import multiprocessing
+import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -127,6 +128,20 @@ def stream(spec: StreamSpec, producers: int = 1, ahead: int = 4) -> Iterator[Bat
 def _produce(spec: StreamSpec, worker: int, workers: int, channel: _Channel) -> None:
     try:
         for number in range(worker, spec.batches, workers):
-            channel.put(make_batch(spec, number))
+            if not _hand_over(channel, make_batch(spec, number)):
+                return
     except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
         channel.put(error)
+
+
+def _hand_over(channel: _Channel, batch: Batch) -> bool:
+    """Wait for room, but not for a consumer that was killed and can no longer end its producers."""
+    consumer = multiprocessing.parent_process()
+    while consumer is None or consumer.is_alive():
+        try:
+            channel.put(batch, timeout=5.0)
+        except queue.Full:
+            continue
+        return True
+    channel.cancel_join_thread()
+    return False
