@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from primelens.bundle import open_bundle
-from primelens.export.answers import Answers
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.gate import GateReport, run_gate
 from primelens.export.generation import resolve_generation

@@ -7,7 +7,7 @@ further. And it decides whether two tokens are a tie that rounding may break eit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,10 @@ class Answers:
         tap: what the tower says, ``[K, L, C]``.
         forced: K continuations of equal length with end tokens forbidden, from one batch.
         alone: the same for the first picture by itself.
-        natural: K continuations as ``generate`` ends them by default, decoded greedily.
+        natural: K greedy continuations to their natural end or the default length.
         texts: `natural` as the source's tokenizer decodes it.
+        default: K continuations as the checkpoint's generation_config has them (beams, penalties);
+            None where it asks for nothing but greedy decoding, or for sampling.
         inputs: ``[K, T]`` start tokens and `forced` without its last token.
         logits: ``[K, T, V]`` after each of `inputs`.
         natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
@@ -69,6 +71,7 @@ class Answers:
     alone: Sequence[int]
     natural: Sequence[Sequence[int]]
     texts: Sequence[str]
+    default: Sequence[Sequence[int]] | None
     inputs: NDArray[np.int64]
     logits: Compared
     natural_logits: Sequence[Array]
@@ -89,12 +92,14 @@ def ask(
     start = list(generation.start_tokens)
     steps = min(steps, head.plan.max_positions - len(start))
     pixels = np.concatenate([_pixels(checkpoint.processor, picture) for picture in pictures])
-    greedy = _greedy(generation.settings)
     forced_length = {"max_new_tokens": steps, "min_new_tokens": steps}
-    forced = reference.generate(pixels, greedy | forced_length)
-    alone = reference.generate(pixels[:1], greedy | forced_length)[0]
+    forced = reference.generate(pixels, forced_length, plain=True)
+    alone = reference.generate(pixels[:1], forced_length, plain=True)[0]
     longest = min(generation.max_new_tokens, head.plan.max_positions - len(start))
-    natural = reference.generate(pixels, greedy | {"max_new_tokens": longest})
+    natural = reference.generate(pixels, {"max_new_tokens": longest}, plain=True)
+    default = None
+    if generation.settings and not generation.settings.get("do_sample"):
+        default = reference.generate(pixels, {"max_new_tokens": longest}, plain=False)
     inputs = np.array([start + tokens[:-1] for tokens in forced], np.int64)
     tap, logits = _forward(head, pixels, inputs)
     natural_logits = _natural_logits(head, tap, natural)
@@ -109,6 +114,7 @@ def ask(
         alone=alone,
         natural=natural,
         texts=[decode(tokens, skip_special_tokens=True).strip() for tokens in natural],
+        default=default,
         inputs=inputs,
         logits=Compared(logits, logits_double),
         natural_logits=natural_logits,
@@ -131,19 +137,6 @@ def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]
     logits = head.reference.logits(tap, inputs)
     first = len(start) - 1
     return [logits[row, first : first + len(tokens)] for row, tokens in enumerate(natural)]
-
-
-def _greedy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Greedy decoding, whatever the checkpoint's generation_config asks for besides."""
-    neutral = {
-        "num_return_sequences": 1,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "early_stopping": False,
-        "length_penalty": 1.0,
-    }
-    base = {"do_sample": False, "num_beams": 1, "use_cache": True}
-    return base | {name: value for name, value in neutral.items() if name in settings}
 
 
 def _pixels(processor: Any, picture: NDArray[np.uint8]) -> Array:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from primelens.errors import CheckpointError, PrimelensError, UnsupportedError
+from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelFamily, model_family
 from primelens.export.weight_files import WeightFiles, find_weights
 from primelens.preprocessing import Preprocessing
@@ -121,23 +122,22 @@ def open_checkpoint(
             remedy="Save model, tokenizer and image processor into one folder (save_pretrained).",
             problems=problems,
         )
-    family = _supported(raw, folder)
-    digest = weights.check()
-    preprocessing = from_processor_config(settings)
-    notes = _preprocessing_notes(settings)
-    model = _load(family, folder, weights, notes)
-    return Checkpoint(
-        folder=folder,
-        name=name or folder.resolve().name,
-        revision=revision,
-        family=family,
-        model=model,
-        preprocessing=preprocessing,
-        processor=_processor(folder),
-        tokenizer=_tokenizer(folder),
-        digest=digest,
-        notes=notes,
-    )
+    with quiet_transformers():
+        family = _supported(raw, folder)
+        digest = weights.check()
+        notes = _preprocessing_notes(settings)
+        return Checkpoint(
+            folder=folder,
+            name=name or folder.resolve().name,
+            revision=revision,
+            family=family,
+            preprocessing=from_processor_config(settings),
+            model=_load(family, folder, weights, notes),
+            processor=_processor(folder),
+            tokenizer=_tokenizer(folder),
+            digest=digest,
+            notes=notes,
+        )
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:

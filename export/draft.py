@@ -13,10 +13,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from primelens.errors import CheckpointError
+from primelens.errors import CheckpointError, UnsupportedError
 from primelens.export.checkpoint import Checkpoint
 from primelens.export.connector_graph import build_connector
 from primelens.export.decoder_graph import build_decoder
+from primelens.export.generation import settings_gaps
 from primelens.export.options import ExportOptions
 from primelens.export.quantise import Recipe, recipe
 from primelens.export.registry import HeadSplit, ModelSplit
@@ -58,8 +59,10 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
 
     Raises:
         CheckpointError: the preprocessing does not fit the tower, or the tower cannot be exported.
+        UnsupportedError: the generation_config asks for what decoding does not honour.
     """
     size = _input_size(checkpoint, split)
+    _check_generation(split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, size)
     shapes = {str(v.name): tuple(v.shape or ())[1:] for v in tower_model.graph.outputs}
@@ -106,6 +109,20 @@ def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
             remedy="Correct size or crop_size in preprocessor_config.json.",
         )
     return size
+
+
+def _check_generation(split: ModelSplit) -> None:
+    gaps = [
+        f"head {name}: {gap}"
+        for name, head in split.heads.items()
+        for gap in settings_gaps(head.generation)
+    ]
+    if gaps:
+        raise UnsupportedError(
+            "The checkpoint's generation_config asks for what primelens does not honour:",
+            remedy="Remove these settings from generation_config.json if they are not wanted.",
+            problems=gaps,
+        )
 
 
 def _head_graphs(name: str, head: HeadSplit, length: int) -> dict[str, ir.Model]:

@@ -9,7 +9,8 @@ consequence:
    per picture (so that padding, the fold of rows onto pictures, and logits of chosen rows are all
    in use);
 4. **steps**: greedy decoding token by token, of forced length, in a batch and alone;
-5. **natural**: default decoding to its natural end, tokens and text.
+5. **natural**: greedy decoding to its natural end, tokens and text; and decoding as the
+   checkpoint's generation_config has it (beams, penalties), where it asks for more than greedy.
 
 A float32 bundle passes when taps and logits are within a few times the *source's own* float32
 rounding error (measured against a float64 run of the source) and all tokens are equal; a token may
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from primelens.decoding.options import DecodingOptions
 from primelens.decoding.session import capacity_for
 from primelens.engine import Graph
 from primelens.engine_onnx import OnnxEngine
@@ -100,6 +102,7 @@ class _Gate:
         self._model, self._graphs, self._answers = model, graphs, answers
         self._head = model.manifest.heads[head]
         self._exact = self._head.precision == "fp32"
+        self._plain = DecodingOptions(ignore=tuple(self._head.generation.settings))
         self._report = GateReport()
         self._offset = len(self._head.generation.start_tokens) - 1  # logits before the first token
         self._ties = 0
@@ -184,7 +187,8 @@ class _Gate:
 
     def _steps(self) -> list[str]:
         answers = self._answers
-        options = _forced(len(answers.forced[0]))
+        steps = len(answers.forced[0])
+        options = CaptionOptions(max_new_tokens=steps, min_new_tokens=steps, decoding=self._plain)
         batch = self._model.caption(self._report.encoded, options)
         alone = self._model.caption(self._report.encoded[0], options)
         if self._exact:
@@ -203,7 +207,7 @@ class _Gate:
 
     def _natural(self) -> list[str]:
         answers, failures = self._answers, []
-        captions = self._model.caption(self._report.encoded, CaptionOptions())
+        captions = self._model.caption(self._report.encoded, CaptionOptions(decoding=self._plain))
         if not self._exact:
             equal = [
                 list(c.tokens) == list(t) for c, t in zip(captions, answers.natural, strict=True)
@@ -222,7 +226,22 @@ class _Gate:
                 failures.append(
                     f"picture {k}: text {caption.text!r}, the source says {answers.texts[k]!r}"
                 )
-        return failures
+        return failures + self._by_default()
+
+    def _by_default(self) -> list[str]:
+        """Beams, penalties and whatever else the checkpoint's generation_config asks for."""
+        if self._answers.default is None:
+            return []
+        captions = self._model.caption(self._report.encoded, CaptionOptions())
+        pairs = list(zip(captions, self._answers.default, strict=True))
+        settings = dict(self._head.generation.settings)
+        self._report.measured["default_settings"] = {"settings": settings, "pictures": len(pairs)}
+        return [
+            f"picture {k}, decoding by {settings}: the source says {list(wanted)}, the bundle "
+            f"{list(caption.tokens)}"
+            for k, (caption, wanted) in enumerate(pairs)
+            if list(caption.tokens) != list(wanted)
+        ]
 
     # Comparisons -------------------------------------------------------------------------------
 
@@ -353,10 +372,6 @@ def _limit(wanted: Compared) -> float:
 
 def _both(compared: Compared) -> tuple[Array, Array]:
     return compared.single, compared.double
-
-
-def _forced(steps: int) -> CaptionOptions:
-    return CaptionOptions(max_new_tokens=steps, min_new_tokens=steps)
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:

@@ -4,12 +4,17 @@ does it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import transformers
+
+from primelens.decoding.effective import unsupported
 from primelens.errors import CheckpointError
 from primelens.manifest import Generation
 
-__all__ = ["resolve_generation"]
+__all__ = ["plain_generation", "resolve_generation", "settings_gaps"]
 
 _DEFAULT_NEW_TOKENS = 20  # transformers' own, the prompt not counted
 _RESOLVED = {
@@ -63,6 +68,28 @@ def resolve_generation(model: Any) -> Generation:
         max_new_tokens=_new_tokens(model, len(start_tokens)),
         settings=_settings(config),
     )
+
+
+@contextlib.contextmanager
+def plain_generation(model: Any) -> Iterator[None]:
+    """Of the model's generation_config only the special tokens, while the context lasts."""
+    before = model.generation_config
+    names = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = transformers.GenerationConfig(
+        **{name: getattr(before, name) for name in names}
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def settings_gaps(generation: Generation) -> list[str]:
+    """Settings that decoding would refuse, so that a bundle with them could not caption at all."""
+    return [
+        f"generation_config.{name} is {value!r}, which decoding does not honour"
+        for name, value in unsupported(generation.settings).items()
+    ]
 
 
 def _as_list(value: Any) -> list[int]:

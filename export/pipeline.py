@@ -25,6 +25,7 @@ from primelens.export.gate import NOISE_FACTOR, GateReport, run_gate
 from primelens.export.golden import golden_arrays, golden_parity, write_golden
 from primelens.export.options import ExportOptions, ExportReport, GateOptions
 from primelens.export.pictures import random_pictures
+from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelSplit
 from primelens.hub import resolve
 from primelens.images import read_image
@@ -81,9 +82,11 @@ def answers_of(
     pictures = random_pictures(options.random_images, size, options.seed)
     for path in options.images:
         pictures.append(np.asarray(read_image(path).rgb()))
-    return {
-        name: ask(checkpoint, head, pictures, options.steps) for name, head in split.heads.items()
-    }
+    with quiet_transformers():
+        return {
+            name: ask(checkpoint, head, pictures, options.steps)
+            for name, head in split.heads.items()
+        }
 
 
 def write_proved(
@@ -149,9 +152,10 @@ def _parity(
     first = next(iter(answers))
     not_measured = ["text quality on labelled data"]
     for name, head in draft.heads.items():
-        asked = ", ".join(f"{key}={value}" for key, value in head.generation.settings.items())
-        if asked:
-            not_measured.append(f"head {name}, generation settings beyond greedy: {asked}")
+        if head.generation.settings.get("do_sample"):
+            not_measured.append(f"head {name}: sampling, which its generation_config asks for")
+        elif head.precision != "fp32" and head.generation.settings:
+            not_measured.append(f"head {name}: decoding by {dict(head.generation.settings)}")
     return {
         "reference": f"{draft.source.architecture} in float32, with float64 as arbiter",
         "rule": _rule(draft, options.gate),

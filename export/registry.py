@@ -102,8 +102,14 @@ class Reference(Protocol):
     def logits(self, tap: Array, tokens: Array) -> Array:
         """``[B, T, V]`` logits after each of ``tokens [B, T]``, start tokens included."""
 
-    def generate(self, pixels: Array, settings: Mapping[str, Any]) -> list[list[int]]:
-        """Continuations by the model's own ``generate``, start tokens and padding cut off."""
+    def generate(
+        self, pixels: Array, settings: Mapping[str, Any], *, plain: bool
+    ) -> list[list[int]]:
+        """Continuations by the model's own ``generate``, start tokens and padding cut off.
+
+        ``settings`` overrule the checkpoint's generation_config, of which ``plain`` keeps only the
+        special tokens: greedy decoding.
+        """
 
     def widen(self) -> Any:
         """A context in which the model computes in float64, for adjudicating ties."""

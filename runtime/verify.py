@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from primelens.decoding.options import DecodingOptions
 from primelens.errors import BundleError
 from primelens.images import read_image
 from primelens.model import Model, load
@@ -137,7 +138,10 @@ def _close(name: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: floa
 
 
 def _tokens(model: Model, image: EncodedImage, wanted: NDArray[Any], name: str) -> Check:
-    options = CaptionOptions(max_new_tokens=len(wanted))
+    # The golden tokens are greedy, whatever the checkpoint's generation_config asks for.
+    settings = model.head("caption").spec.generation.settings
+    plain = DecodingOptions(ignore=tuple(settings))
+    options = CaptionOptions(max_new_tokens=len(wanted), decoding=plain)
     found = model.caption(image, options).tokens
     if list(found) == wanted.tolist():
         return Check(name, True, f"{len(found)} identical")

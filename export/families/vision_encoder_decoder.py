@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import primelens.towers  # noqa: F401 - registers our own tower classes with transformers
 from primelens.errors import UnsupportedError
-from primelens.export.generation import resolve_generation
+from primelens.export.generation import plain_generation, resolve_generation
 from primelens.export.layers import linear
 from primelens.export.registry import (
     Array,
@@ -104,11 +104,14 @@ class VisionEncoderDecoderReference:
         return result
 
     @torch.no_grad()
-    def generate(self, pixels: Array, settings: Mapping[str, Any]) -> list[list[int]]:
+    def generate(
+        self, pixels: Array, settings: Mapping[str, Any], *, plain: bool
+    ) -> list[list[int]]:
         """The model's own ``generate`` with a KV cache; the whole batch in one call."""
-        start = len(resolve_generation(self._model).start_tokens)
-        rows = self._model.generate(pixel_values=self._tensor(pixels), **settings)
-        ends = set(resolve_generation(self._model).eos_tokens)
+        generation = resolve_generation(self._model)
+        with plain_generation(self._model) if plain else contextlib.nullcontext():
+            rows = self._model.generate(pixel_values=self._tensor(pixels), **settings)
+        start, ends = len(generation.start_tokens), set(generation.eos_tokens)
         return [_until_end(row[start:].tolist(), ends) for row in rows]
 
     @contextlib.contextmanager
