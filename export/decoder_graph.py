@@ -31,6 +31,7 @@ from primelens.export.decoder_plan import (
     CrossAttention,
     DecoderPlan,
     FeedForward,
+    Layer,
     Linear,
     LmHead,
     Norm,
@@ -69,6 +70,13 @@ def build_decoder(plan: DecoderPlan, cross_length: int | None = None) -> ir.Mode
     return _DecoderBuilder(plan, cross_length).build()
 
 
+def _blocks(layer: Layer) -> list[SelfAttention | CrossAttention | FeedForward]:
+    """What a layer computes, in order."""
+    cross = layer.cross_attention
+    between = [] if cross is None else [cross]
+    return [layer.self_attention, *between, layer.feed_forward]
+
+
 @dataclass
 class _Stream:
     """The residual stream: ``value``, and ``normed``, what the next block reads."""
@@ -84,7 +92,7 @@ class _DecoderBuilder:
         self._length: int | str = cross_length or "L"
         self._g = GraphBuilder("decoder")
         self._presents: list[ir.Value] = []
-        self._cache = ["R", plan.heads, "S", plan.head_dim]
+        self._cache: list[int | str] = ["R", plan.heads, "S", plan.head_dim]
 
     def build(self) -> ir.Model:
         g, plan = self._g, self._plan
@@ -92,8 +100,7 @@ class _DecoderBuilder:
         stream = self._embed()
         for index, layer in enumerate(plan.layers):
             name = f"layer.{index}"
-            blocks = [layer.self_attention, layer.cross_attention, layer.feed_forward]
-            for block in filter(None, blocks):
+            for block in _blocks(layer):
                 branch, linear = self._block(block, stream, index)
                 following = self._norm_after(index, block)
                 stream = self._join(branch, linear, stream, following, name)
@@ -101,7 +108,8 @@ class _DecoderBuilder:
         if plan.final_norm is not None and not plan.norm_first:
             hidden = self._norm(hidden, plan.final_norm, "final_norm")
         logits = self._logits(hidden, plan.lm_head)
-        outputs = [(logits, FLOAT, ["N", plan.vocab_size])]
+        shape: list[int | str] = ["N", plan.vocab_size]
+        outputs = [(logits, FLOAT, shape)]
         outputs += [(present, FLOAT, self._cache) for present in self._presents]
         return g.finish(outputs)
 
@@ -119,7 +127,7 @@ class _DecoderBuilder:
         ]
         self._cross: list[ir.Value] = []
         if any(layer.cross_attention for layer in self._plan.layers):
-            shape = ["I", self._plan.heads, self._length, self._plan.head_dim]
+            shape: list[int | str] = ["I", self._plan.heads, self._length, self._plan.head_dim]
             self._cross = [g.input(name, FLOAT, shape) for name in cross_names(layers)]
             self._declare_folding()
 

@@ -65,11 +65,11 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
     _check_generation(split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, size)
-    shapes = {str(v.name): tuple(v.shape or ())[1:] for v in tower_model.graph.outputs}
+    shapes = _tap_shapes(tower_model)
     graphs = {"tower": tower_model}
     heads = {}
     for name, head in split.heads.items():
-        length = int(shapes[head.tap][0])  # type: ignore[call-overload]
+        length = shapes[head.tap][0]
         graphs |= _head_graphs(name, head, length)
         heads[name] = _head_spec(name, head, checkpoint, steps)
     steps.apply(graphs)
@@ -78,8 +78,7 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         saved = sum(narrow_weights(graph) for graph in graphs.values())
     preprocessing = checkpoint.preprocessing.to_dict()
     taps = {
-        tap: TapSpec(_identity(split, tap, preprocessing), tuple(int(n) for n in shapes[tap]))  # type: ignore[call-overload]
-        for tap in split.tower.taps
+        tap: TapSpec(_identity(split, tap, preprocessing), shapes[tap]) for tap in split.tower.taps
     }
     return Draft(
         name=options.name or checkpoint.name,
@@ -93,6 +92,20 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         notes=list(checkpoint.notes),
         saved_bytes=saved,
     )
+
+
+def _tap_shapes(tower: ir.Model) -> dict[str, tuple[int, ...]]:
+    """Output name → shape without the batch."""
+    shapes = {}
+    for value in tower.graph.outputs:
+        sizes = tuple(value.shape or ())[1:]
+        if not all(isinstance(size, int) for size in sizes):
+            raise CheckpointError(
+                f"The tower's output {value.name!r} has the varying shape {list(sizes)}.",
+                remedy="primelens needs a tower whose output size is fixed by its input size.",
+            )
+        shapes[str(value.name)] = tuple(int(str(size)) for size in sizes)
+    return shapes
 
 
 def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:

@@ -39,7 +39,8 @@ def _gradient(rng: np.random.Generator, width: int, height: int) -> NDArray[np.u
     y = np.linspace(0, 1, height)[:, None, None]
     top = corners[0, 0] * (1 - x) + corners[0, 1] * x
     bottom = corners[1, 0] * (1 - x) + corners[1, 1] * x
-    return np.rint(top * (1 - y) + bottom * y).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.rint(top * (1 - y) + bottom * y).astype(np.uint8)
+    return picture
 
 
 def random_pictures(count: int, size: tuple[int, int], seed: int) -> list[NDArray[np.uint8]]:

@@ -98,9 +98,10 @@ def _weight_uses(value: ir.Value) -> list[tuple[ir.Node, str]]:
         return []
     uses = [(node, node.op_type) for node, _ in value.uses()]
     kinds = {kind for _, kind in uses}
-    inner = tensor.shape[0] if kinds == {"MatMul"} else tensor.shape[1]
+    rows, columns = tensor.shape.numpy()
+    inner = rows if kinds == {"MatMul"} else columns
     known = kinds == {"MatMul"} or kinds <= {"Gather", "Gemm"}
-    if not known or int(inner) % BLOCK or tensor.size < _LEAST:
+    if not known or inner % BLOCK or tensor.size < _LEAST:
         return []
     return [] if str(value.name).endswith("positions") else uses
 

@@ -153,7 +153,7 @@ def randomise(model: Any, seed: int) -> None:
         parameter.copy_(_randomised(name, parameter, noise))
 
 
-def _randomised(name: str, parameter: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+def _randomised(name: str, parameter: torch.Tensor, noise: torch.Tensor) -> Any:
     """Independent normal values, at the scale that fits the parameter's role."""
     decoder = name.startswith("decoder.")
     if name.endswith("bias"):

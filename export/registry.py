@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-F = TypeVar("F", bound="TowerFamily | DecoderFamily | ModelFamily")
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,13 @@ class TowerSplit:
 class TowerFamily(Protocol):
     """An image tower's file."""
 
-    name: str
-    model_types: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What manifests call it."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """transformers' names (``config.model_type``)."""
 
     def gaps(self, config: Any) -> list[str]:
         """What this configuration asks for that the exporter does not mirror."""
@@ -83,8 +88,13 @@ class TowerFamily(Protocol):
 class DecoderFamily(Protocol):
     """A text decoder's file."""
 
-    name: str
-    model_types: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What manifests call it."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """transformers' names (``config.model_type``)."""
 
     def gaps(self, config: Any) -> list[str]:
         """What this configuration asks for that the exporter does not mirror."""
@@ -150,8 +160,13 @@ class ModelSplit:
 class ModelFamily(Protocol):
     """A whole architecture's file."""
 
-    name: str
-    model_types: tuple[str, ...]
+    @property
+    def name(self) -> str:
+        """What manifests call it."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """transformers' names (``config.model_type``)."""
 
     def gaps(self, config: Any) -> list[str]:
         """What this configuration asks for that the exporter does not mirror, parts included."""
@@ -170,7 +185,7 @@ _MODELS: dict[str, ModelFamily] = {}
 
 def _registrar(table: dict[str, Any]) -> Callable[[type[F]], type[F]]:
     def register(family: type[F]) -> type[F]:
-        instance = family()
+        instance: Any = family()
         for model_type in instance.model_types:
             if model_type in table:
                 raise ValueError(f"two families claim the model type {model_type!r}")

@@ -58,14 +58,14 @@ def narrow_weights(model: ir.Model) -> int:
     return saved
 
 
-def _narrowed(array: NDArray[np.float32], dtype: ir.DataType, name: str) -> ir.Tensor:
+def _narrowed(array: NDArray[np.float32], dtype: ir.DataType, name: str) -> ir.Tensor[Any]:
     if dtype == ir.DataType.FLOAT16:
         return ir.Tensor(array.astype(np.float16), name=name)
     upper = (np.ascontiguousarray(array).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return ir.Tensor(upper.view(dtype.numpy()), dtype=dtype, name=name)
 
 
-def _replace_by_cast(graph: ir.Graph, value: ir.Value, tensor: ir.Tensor) -> None:
+def _replace_by_cast(graph: ir.Graph, value: ir.Value, tensor: ir.Tensor[Any]) -> None:
     narrow = ir.Value(
         name=tensor.name,
         shape=ir.Shape(tensor.shape),

@@ -44,7 +44,7 @@ class VisionEncoderDecoder:
         for part, find in (("encoder", tower_family), ("decoder", decoder_family)):
             part_config = getattr(config, part)
             try:
-                family = find(part_config.model_type)  # type: ignore[operator]
+                family = find(part_config.model_type)
             except UnsupportedError as error:
                 gaps.append(str(error))
             else:
@@ -52,12 +52,14 @@ class VisionEncoderDecoder:
         return gaps
 
     def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
-        return transformers.VisionEncoderDecoderModel.from_pretrained(
+        loaded: Any = transformers.VisionEncoderDecoderModel.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
         )
+        model, report = loaded
+        return model, report
 
     def split(self, model: Any) -> ModelSplit:
         tower = tower_family(model.config.encoder.model_type)
