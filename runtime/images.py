@@ -26,11 +26,6 @@ import os
 import re
 import stat
 import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -40,6 +35,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from primelens.errors import ImageError, OptionError
+from primelens.pillow_guard import DECODE_ERRORS, decoding
 
 __all__ = [
     "FORMATS",
@@ -53,26 +49,6 @@ __all__ = [
 
 # In the order they are tried; Pillow loads the plugins of the last two only when it gets there.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")
-
-# What Pillow's decoders raise on broken files.
-_DECODE_ERRORS = (
-    OSError,  # UnidentifiedImageError is one of them
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-    Warning,  # another thread may turn warnings into errors at this very moment
-)
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -331,7 +307,7 @@ def _from_bytes(file: UndecodedImage) -> SourceImage:
 def _open(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
     """The header, read; no pixel yet."""
     try:
-        with _decoding(name):
+        with decoding(name):
             return Image.open(io.BytesIO(data), formats=limits.formats)
     except ImageError as error:
         if not isinstance(error.__cause__, UnidentifiedImageError):
@@ -382,11 +358,11 @@ def _pixel_digest(picture: Image.Image, orientation: int) -> str:
 
 def _decode(image: Image.Image, name: str) -> int:
     """Load the pixels; returns the EXIF (or XMP) orientation, 1 where none can be read."""
-    with _decoding(name):
+    with decoding(name):
         image.load()
         try:
             value: object = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             value = 1
     return value if isinstance(value, int) and value in _TRANSPOSITIONS else 1
 
@@ -401,7 +377,7 @@ def _eight_bit(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # I;16 and its byte orders; Pillow scales PPM to 16 bits in I
         image = _high_bytes(image)
     see_through = image.mode in _SEE_THROUGH or image.info.get("transparency") is not None
-    with _decoding(name):
+    with decoding(name):
         if image.mode == "La":  # the only way from La leads through LA
             image = image.convert("LA")
         converted = image.convert("RGBA" if see_through else "RGB")
@@ -418,62 +394,3 @@ def _high_bytes(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey)
     alpha = np.where(wide == transparent, 0, 255).astype(np.uint8)
     return Image.fromarray(np.stack([grey, alpha], axis=-1))
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Whatever Pillow raises on a broken picture becomes an `ImageError`; its warnings are muted.
-
-    Only calls of Pillow belong inside: an error of our own must not pass for a broken picture.
-    """
-    try:
-        with _PILLOW_MUTED:
-            yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"The picture {name} has more pixels than Pillow's own limit: {error}",
-            remedy="Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS.",
-        ) from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(
-            f"The picture {name} is broken or truncated: {str(error) or type(error).__name__}.",
-            remedy="Fetch or save the file again.",
-        ) from error
-
-
-class _MutedPillow:
-    """Mutes the warnings of Pillow's modules while at least one thread decodes.
-
-    `warnings.catch_warnings` is not safe in threads: it saves and restores the process's list as a
-    whole, so two overlapping uses can leave the filters changed for good. This adds one entry and
-    removes that very entry; the lock is not held while decoding.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._list: Any = None
-        self._entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
-    def __enter__(self) -> None:
-        filters: Any = warnings.filters
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._list = filters
-            # Another thread may have swapped the list since the first user entered.
-            if self._entry not in filters:
-                filters.insert(0, self._entry)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                current: Any = warnings.filters
-                for filters in (self._list, current):
-                    while self._entry in filters:
-                        filters.remove(self._entry)
-                self._list = None
-
-
-_PILLOW_MUTED = _MutedPillow()
