@@ -38,6 +38,7 @@ class CaptionRequest:
     settings: tuple[str, ...] = ()
     threads: int | None = None
     revision: str | None = None
+    cache: str | None = None
     as_json: bool = False
     stream: bool = False
 
@@ -71,6 +72,11 @@ class CaptionRequest:
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: one per core]"
+)
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    help="Keep what the locked tower says about each picture there, and use what is kept.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
 @click.option("--stream", is_flag=True, help="Show each caption while it is being written.")
@@ -108,7 +114,8 @@ def _run(request: CaptionRequest, entries: Entries, options: CaptionOptions) -> 
     import primelens
 
     loading = primelens.LoadOptions(threads=request.threads, revision=request.revision)
-    model = primelens.load(request.model, options=loading)
+    cache = primelens.CacheOptions(request.cache) if request.cache else None
+    model = primelens.load(request.model, options=loading, cache=cache)
     output = _Output(model.name, labelled=len(entries) > 1, as_json=request.as_json)
     if request.stream:
         _stream(model, entries, options, output)

@@ -33,6 +33,7 @@ class ExportRequest:
     license: str | None
     domain: str | None
     images: tuple[str, ...]
+    agreement: float
     threads: int | None
     overwrite: bool
     allow_mismatch: bool
@@ -67,6 +68,13 @@ class ExportRequest:
     multiple=True,
     metavar="IMAGE",
     help="Compare on these pictures too (file, folder or pattern); may be repeated.",
+)
+@click.option(
+    "--agreement",
+    type=click.FloatRange(0, 1),
+    default=0.99,
+    show_default=True,
+    help="Least share of equal tokens, fed with the source's own, that int8 must reach.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine in the proof.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
@@ -119,6 +127,7 @@ def _options(request: ExportRequest) -> ExportOptions:
         overwrite=request.overwrite,
         gate=GateOptions(
             images=_pictures(request.images),
+            agreement=request.agreement,
             threads=request.threads,
             allow_mismatch=request.allow_mismatch,
         ),

@@ -31,6 +31,7 @@ def caption_row(image: str, caption: Caption, model: str) -> dict[str, Any]:
         **_text_fields(caption),
         **({"others": [_text_fields(other) for other in caption.others]} if caption.others else {}),
         "timings_ms": caption.timings.as_milliseconds(),
+        "cache": caption.cache,
         "model": model,
         "notice": caption.notice,
     }

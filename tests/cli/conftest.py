@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import primelens
 from primelens.cli.app import app
 from primelens.errors import ImageError, PrimelensError
-from primelens.options import CaptionOptions, LoadOptions
+from primelens.options import CacheOptions, CaptionOptions, LoadOptions
 from primelens.results import Caption, Failure, Piece, Timings
 
 GREEDY = CaptionOptions()
@@ -30,7 +30,7 @@ class FakeModel:
         notices: file stem → the notice that its caption carries.
         batches: the file names of every batch that was asked for.
         options: what every picture was captioned with.
-        loaded: name and options of every load.
+        loaded: name, options and cache of every load.
     """
 
     name: str = "fake"
@@ -38,7 +38,7 @@ class FakeModel:
     notices: dict[str, str] = field(default_factory=dict)
     batches: list[list[str]] = field(default_factory=list)
     options: list[CaptionOptions] = field(default_factory=list)
-    loaded: list[tuple[str, LoadOptions]] = field(default_factory=list)
+    loaded: list[tuple[str, LoadOptions, CacheOptions | None]] = field(default_factory=list)
     manifest: Any = field(
         default_factory=lambda: SimpleNamespace(domain=SimpleNamespace(description="drawn scenes"))
     )
@@ -87,8 +87,13 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     """What `primelens.load` returns for any name."""
     fake = FakeModel()
 
-    def load(name: str = "default", *, options: LoadOptions = LOADING) -> FakeModel:
-        fake.loaded.append((name, options))
+    def load(
+        name: str = "default",
+        *,
+        options: LoadOptions = LOADING,
+        cache: CacheOptions | None = None,
+    ) -> FakeModel:
+        fake.loaded.append((name, options, cache))
         return fake
 
     monkeypatch.setitem(vars(primelens), "load", load)

@@ -13,6 +13,7 @@ from click.testing import Result
 
 from primelens.cli.rows import caption_row
 from primelens.decoding.options import DecodingOptions
+from primelens.options import CacheOptions
 
 Run = Callable[..., Result]
 
@@ -67,6 +68,7 @@ def test_json_has_one_object_per_input_in_order(run: Run, model: Any, pictures: 
             "step": 0.0,
             "total": 3.0,
         },
+        "cache": "off",
         "model": "fake",
         "notice": "outside of the domain",
     }
@@ -89,10 +91,15 @@ def test_options_reach_the_model(run: Run, model: Any, pictures: Path) -> None:
     asked = ["--model", "m", "--threads", "2", "--revision", "r", "--prompt", "it is"]
     result = run("caption", *asked, "--batch-size", "2", "--max-new-tokens", "7", ".", "--json")
     assert result.exit_code == 1
-    ((name, loading),) = model.loaded
-    assert (name, loading.threads, loading.revision) == ("m", 2, "r")
+    ((name, loading, cache),) = model.loaded
+    assert (name, loading.threads, loading.revision, cache) == ("m", 2, "r", None)
     assert {(o.prompt, o.max_new_tokens) for o in model.options} == {("it is", 7)}
     assert model.batches == [["bad.jpeg", "bird.JPG"], ["cat.png"]]
+
+
+def test_a_cache_is_asked_for_by_its_folder(run: Run, model: Any, pictures: Path) -> None:
+    assert run("caption", "cat.png", "--cache", "kept").exit_code == 0
+    assert [cache for _, _, cache in model.loaded] == [CacheOptions("kept")]
 
 
 def test_decoding_options_are_set_by_their_own_names(run: Run, model: Any, pictures: Path) -> None:

@@ -113,6 +113,26 @@ def test_verify_replays_the_golden_outputs(run: Run, bundle: Path) -> None:
     assert "verified" in result.stdout
 
 
+def test_verify_against_the_source_proves_it_again(
+    run: Run, bundle: Path, checkpoint: Path
+) -> None:
+    result = run("verify", bundle, "--against", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "FAILED" not in result.stdout
+
+
+def test_a_kept_embedding_gives_the_same_caption(
+    run: Run, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    picture = photos / "photo0.png"
+    arguments = ["caption", picture, "--model", bundle, "--json", "--cache", tmp_path / "kept"]
+    rows = [json.loads(run(*arguments).stdout) for _ in range(2)]
+    assert [row["cache"] for row in rows] == ["miss", "hit"]
+    assert rows[0]["tokens"] == rows[1]["tokens"]
+    assert rows[0]["logprob"] == rows[1]["logprob"]
+    assert rows[1]["timings_ms"]["tower"] == 0
+
+
 def test_info_names_the_source(run: Run, bundle: Path, checkpoint: Path) -> None:
     assert checkpoint.name in run("info", bundle).stdout
     manifest = json.loads(run("info", bundle, "--json").stdout)

@@ -111,7 +111,7 @@ def test_export_by_default_changes_nothing(run: Run, exporter: Exporter, tmp_pat
     ((checkpoint, out, options),) = exporter.calls
     assert (checkpoint, out) == ("c", tmp_path / "b")
     gate = vars(vars(options).pop("gate"))
-    assert gate == {"images": (), "threads": None, "allow_mismatch": False}
+    assert gate == {"images": (), "agreement": 0.99, "threads": None, "allow_mismatch": False}
     assert vars(options) == {
         "precision": "fp32",
         "storage": "auto",
@@ -125,13 +125,14 @@ def test_export_by_default_changes_nothing(run: Run, exporter: Exporter, tmp_pat
 def test_export_passes_every_option_on(run: Run, exporter: Exporter, pictures: Path) -> None:
     texts = ["--name", "n", "--revision", "r", "--license", "MIT", "--domain", "cats"]
     choices = ["--precision", "int8", "--storage", "fp32", "--threads", "2"]
+    choices += ["--agreement", "0.9"]
     flags = ["--overwrite", "--allow-mismatch", "--images", "deep", "--images", "cat.png"]
     result = run("export", "c", "--out", "b", *texts, *choices, *flags)
     assert result.exit_code == 0, result.output
     ((_, _, options),) = exporter.calls
     gate = vars(vars(options).pop("gate"))
     given = (Path("deep/dog.webp"), Path("cat.png"))
-    assert gate == {"images": given, "threads": 2, "allow_mismatch": True}
+    assert gate == {"images": given, "agreement": 0.9, "threads": 2, "allow_mismatch": True}
     assert vars(options) == {
         "precision": "int8",
         "storage": "fp32",
@@ -152,6 +153,7 @@ def test_the_real_options_take_what_the_command_line_gives(
 
     fields = {"precision": "int8", "storage": "fp32", "name": "n", "revision": "r"}
     rest = {"license": "MIT", "domain": "cats", "images": ("deep",), "threads": 2}
+    rest["agreement"] = 0.9
     flags = {"overwrite": True, "allow_mismatch": True, "as_json": False}
     made = _options(ExportRequest(checkpoint="c", out=Path("b"), **fields, **rest, **flags))  # type: ignore[arg-type]
     assert isinstance(made, ExportOptions)
