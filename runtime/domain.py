@@ -1,11 +1,13 @@
 """Notices a picture outside the domain that a model was made for.
 
-A bundle may ship a detector: per-channel mean and inverse standard deviation of the tap averaged
-    over its
-positions, fitted on pictures of the domain. The score of a picture is the mean squared standardised
-deviation, a diagonal Mahalanobis distance divided by the number of channels; about 1 inside the
-domain. It costs microseconds because the tap is there already. How well the threshold separates is
-measured when the model is built, and stands in its card.
+A bundle may ship a detector: a Gaussian with a diagonal covariance, fitted on pictures of the
+    domain,
+around the tap's mean and standard deviation over its positions. The score of a picture is the root
+mean
+square of its standardised deviations: near 1 inside the domain. It costs microseconds because the
+    tap is
+there already. How well the threshold separates is measured when the model is built, and stands in
+its card.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ class DomainDetector:
 
     Attributes:
         tap: the tap that it reads, ``[L, C]``.
-        mean, inverse_std: ``[C]`` float32.
+        mean, scale: ``[2 C]`` float32: of the pooled tap, scale being one over the deviation.
         threshold: scores above it are outside.
         text: what to tell the user then.
     """
 
     tap: str
     mean: NDArray[np.float32]
-    inverse_std: NDArray[np.float32]
+    scale: NDArray[np.float32]
     threshold: float
     text: str
 
@@ -53,23 +55,24 @@ class DomainDetector:
         except (OSError, SafetensorError) as error:
             raise BundleError(f"{path} cannot be read: {error}.") from error
         for tap, spec in bundle.manifest.tower.taps.items():
-            mean, inverse = arrays.get(f"mean.{tap}"), arrays.get(f"inverse_std.{tap}")
-            if mean is None or inverse is None:
+            mean, scale = arrays.get(f"mean.{tap}"), arrays.get(f"scale.{tap}")
+            if mean is None or scale is None:
                 continue
-            width = (spec.shape[-1],)
-            finite = np.isfinite(mean).all() and np.isfinite(inverse).all()
-            if mean.shape == inverse.shape == width and finite:
+            width = (2 * spec.shape[-1],)
+            finite = np.isfinite(mean).all() and np.isfinite(scale).all()
+            if mean.shape == scale.shape == width and finite:
                 text = domain.notice or f"outside this model's domain: {domain.description}"
-                return DomainDetector(tap, mean, inverse, domain.threshold, text)
+                return DomainDetector(tap, mean, scale, domain.threshold, text)
         raise BundleError(
-            f"{path} holds no mean and inverse_std that fit a tap of the tower.",
+            f"{path} holds no mean and scale that fit a tap of the tower.",
             remedy="Fetch an unaltered copy of the bundle.",
         )
 
     def score(self, image: EncodedImage) -> float:
-        """Mean squared standardised deviation of the picture's mean embedding."""
-        pooled = image.taps[self.tap].mean(axis=0, dtype=np.float64)
-        return float((((pooled - self.mean) * self.inverse_std) ** 2).mean())
+        """Root mean square of the picture's standardised pooled tap."""
+        states = image.taps[self.tap]
+        pooled = np.concatenate([states.mean(axis=0), states.std(axis=0)])
+        return float(np.sqrt(np.mean(np.square((pooled - self.mean) * self.scale))))
 
     def notice(self, image: EncodedImage) -> str | None:
         """The notice for a picture outside the domain, else None."""

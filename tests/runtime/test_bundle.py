@@ -238,8 +238,8 @@ def test_the_domain_detector_gives_a_notice(fake_bundle: FakeBundle) -> None:
     from primelens.schema import encode
 
     path = fake_bundle.folder / "domain.safetensors"
-    arrays = {"mean.last_hidden_state": np.zeros(8, np.float32),
-              "inverse_std.last_hidden_state": np.ones(8, np.float32)}  # fmt: skip
+    arrays = {"mean.last_hidden_state": np.zeros(16, np.float32),
+              "scale.last_hidden_state": np.ones(16, np.float32)}  # fmt: skip
     save_file(arrays, path)
 
     def change(data: dict[str, Any]) -> None:
