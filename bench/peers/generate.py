@@ -1,0 +1,221 @@
+"""Peers that have transformers' ``generate``: eager, compiled, optimum-onnx, OpenVINO.
+
+Runs inside a peer's own environment and needs nothing of primelens. Every peer gets the same
+checkpoint and the same pictures, and decodes greedily (or with beams) through its own ``generate``;
+a streamer notes when each token was known, a hook how long the tower took.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = (
+    *("torch", "transformers", "optimum", "optimum-onnx", "optimum-intel"),
+    *("onnxruntime", "openvino", "nncf", "numpy", "Pillow", "tokenizers"),
+)
+
+
+class Stamps:
+    """A streamer that remembers when it was told tokens, and how many came first (the prompt)."""
+
+    def __init__(self) -> None:
+        self.prompt = 0
+        self.times: list[float] = []
+        self._begun = False
+
+    def put(self, value: Any) -> None:
+        """Called with the prompt, then with every step's tokens."""
+        if not self._begun:
+            self._begun = True
+            self.prompt = int(value.shape[-1])
+            return
+        self.times.append(time.monotonic())
+
+    def end(self) -> None:
+        """Called once, behind the last token."""
+
+
+class GeneratePeer:
+    """A model with ``generate`` over one checkpoint.
+
+    Args:
+        checkpoint: folder or hub id.
+        name: in the run.
+        threads: to compute with; None for the peer's own choice.
+    """
+
+    label = "transformers eager"
+
+    def __init__(self, checkpoint: str, name: str, threads: int | None = None) -> None:
+        import torch
+        import transformers
+
+        self._torch, self._name, self._threads = torch, name, threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+        transformers.utils.logging.disable_progress_bar()
+        self._processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        self._model = self._load(checkpoint)
+        self._tower = 0.0
+        self._watch_tower()
+
+    def _load(self, checkpoint: str) -> Any:
+        import transformers
+
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=self._torch.float32
+        )
+        return model.eval()
+
+    def _watch_tower(self) -> None:
+        """Sum up the tower's time, where the model has a module for it."""
+        for path in ("encoder", "vision_model", "git.image_encoder"):
+            module = self._model
+            for part in path.split("."):
+                module = getattr(module, part, None)
+            if module is not None and hasattr(module, "register_forward_hook"):
+                module.register_forward_pre_hook(self._before_tower)
+                module.register_forward_hook(self._after_tower)
+                self._encoder = module
+                return
+
+    def _before_tower(self, *_: Any) -> None:
+        self._tower -= time.monotonic()
+
+    def _after_tower(self, *_: Any) -> None:
+        self._tower += time.monotonic()
+
+    def describe(self) -> dict[str, Any]:
+        """What it is."""
+        versions = {}
+        for package in PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return {
+            "name": self._name,
+            "kind": self.label,
+            "versions": versions,
+            "precision": "fp32",
+            "threads": self._threads,
+        }
+
+    def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One answer per request; a failing batch fails all its requests."""
+        from PIL import Image
+
+        start = time.monotonic()
+        pictures = []
+        for request in requests:
+            with Image.open(request["picture"]) as picture:
+                pictures.append(picture.convert("RGB"))
+        pixels = self._processor(images=pictures, return_tensors="pt")["pixel_values"]
+        preprocess = time.monotonic() - start
+        self._tower = 0.0
+        first = requests[0]
+        with self._torch.inference_mode():
+            if first["want"] == "encode":
+                self._encoder(pixels)
+                return [self._row(r, [], (), preprocess) for r in requests]
+            stamps = Stamps()
+            output = self._model.generate(
+                pixel_values=pixels, **self._settings(first), **self._streaming(first, stamps)
+            )
+        prompt = stamps.prompt or 1
+        return [
+            self._row(request, self._cut(row[prompt:].tolist(), request), stamps.times, preprocess)
+            for request, row in zip(requests, output, strict=True)
+        ]
+
+    def _settings(self, request: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = {"do_sample": False, "num_beams": request["beams"]}
+        if request["max_new_tokens"] is not None:
+            settings["max_new_tokens"] = request["max_new_tokens"]
+        if request["forced"]:
+            settings["min_new_tokens"] = request["max_new_tokens"]
+        return settings
+
+    def _streaming(self, request: dict[str, Any], stamps: Stamps) -> dict[str, Any]:
+        return {"streamer": stamps} if request["beams"] == 1 else {}
+
+    def _cut(self, tokens: list[int], request: dict[str, Any]) -> list[int]:
+        """Up to the end token, which belongs to the caption; padding does not."""
+        if request["forced"]:
+            return tokens
+        ends = self._model.generation_config.eos_token_id
+        known = set(ends if isinstance(ends, list) else [ends])
+        for place, token in enumerate(tokens):
+            if token in known:
+                return tokens[: place + 1]
+        return tokens
+
+    def _row(
+        self, request: dict[str, Any], tokens: list[int], times: Any, preprocess: float
+    ) -> dict[str, Any]:
+        return {
+            "index": request["index"],
+            "text": str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip(),
+            "tokens": tokens,
+            "token_times": list(times[: len(tokens)]),
+            "stages": {"preprocess": preprocess, "tower": self._tower},
+        }
+
+
+class CompiledPeer(GeneratePeer):
+    """``torch.compile`` of the decoder's forward, over a cache of static shape."""
+
+    label = "transformers, torch.compile, static cache"
+
+    def _load(self, checkpoint: str) -> Any:
+        model = super()._load(checkpoint)
+        model.generation_config.cache_implementation = "static"
+        model.forward = self._torch.compile(model.forward, dynamic=False)
+        return model
+
+
+class OptimumOnnxPeer(GeneratePeer):
+    """optimum-onnx: exported by optimum, run by ONNX Runtime."""
+
+    label = "optimum-onnx, ONNX Runtime"
+
+    def _load(self, checkpoint: str) -> Any:
+        runtime = importlib.import_module("onnxruntime")
+        optimum = importlib.import_module("optimum.onnxruntime")
+
+        options = runtime.SessionOptions()
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        return optimum.ORTModelForVision2Seq.from_pretrained(
+            checkpoint, export=True, session_options=options
+        )
+
+
+class OpenVinoPeer(GeneratePeer):
+    """optimum-intel: converted by OpenVINO, run by OpenVINO."""
+
+    label = "optimum-intel, OpenVINO"
+
+    def _load(self, checkpoint: str) -> Any:
+        optimum = importlib.import_module("optimum.intel")
+        settings = {} if self._threads is None else {"INFERENCE_NUM_THREADS": str(self._threads)}
+        return optimum.OVModelForVision2Seq.from_pretrained(
+            checkpoint, export=True, ov_config=settings
+        )
+
+
+PEERS: dict[str, type[GeneratePeer]] = {
+    "transformers": GeneratePeer,
+    "compiled": CompiledPeer,
+    "optimum": OptimumOnnxPeer,
+    "openvino": OpenVinoPeer,
+}
+
+
+def open_peer(name: str, options: dict[str, Any]) -> GeneratePeer:
+    """The peer ``name`` over ``options["checkpoint"]``."""
+    return PEERS[name](**options)

@@ -1,0 +1,172 @@
+"""primelens as a system under test, through its public calls.
+
+The engine is wrapped, not the model: `StampedEngine` notes when each run of a decoder graph ended,
+which is when a token is known. Everything else is the shipped runtime as users call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import primelens
+from primelens.bench.environment import package_versions
+from primelens.bench.system import Answer, Clock, Description, Request, SystemClock
+from primelens.engine import Array, BoundCall, Engine, Graph, TensorSpec
+from primelens.engine_onnx import OnnxEngine
+from primelens.results import Caption, Failure
+
+__all__ = ["PrimelensSystem", "StampedEngine"]
+
+
+class StampedEngine:
+    """Passes everything on to ``engine``; ``stamps`` holds when runs of watched graphs ended.
+
+    Args:
+        engine: does the work.
+        clock: is looked at.
+    """
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine, self._clock = engine, clock
+        self.watched: set[str] = set()
+        self.stamps: list[float] = []
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    def open(self, path: Path) -> Graph:
+        return _StampedGraph(self._engine.open(path), path.name, self)
+
+    def stamp(self, graph: str) -> None:
+        """Note the time if ``graph`` is watched."""
+        if graph in self.watched:
+            self.stamps.append(self._clock.now())
+
+
+class _StampedGraph:
+    def __init__(self, graph: Graph, name: str, engine: StampedEngine) -> None:
+        self._graph, self._name, self._engine = graph, name, engine
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._graph.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._graph.outputs
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        found = self._graph.run(feeds)
+        self._engine.stamp(self._name)
+        return found
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> BoundCall:
+        return _StampedCall(self._graph.bind(inputs, outputs), self._name, self._engine)
+
+
+class _StampedCall:
+    def __init__(self, call: BoundCall, name: str, engine: StampedEngine) -> None:
+        self._call, self._name, self._engine = call, name, engine
+
+    def run(self) -> None:
+        self._call.run()
+        self._engine.stamp(self._name)
+
+
+class PrimelensSystem:
+    """A bundle behind `primelens.load`.
+
+    Args:
+        model: what `primelens.load` takes.
+        name: in the run.
+        threads: of the engine; None for its own choice.
+        cache: folder where embeddings are kept; None keeps none.
+        engine: does the work instead of ONNX Runtime (tests).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str = "primelens",
+        threads: int | None = None,
+        cache: str | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        self._name, self._threads = name, threads
+        self._engine = StampedEngine(engine or OnnxEngine(threads=threads), SystemClock())
+        options = primelens.LoadOptions(threads=threads)
+        kept = None if cache is None else primelens.CacheOptions(folder=cache)
+        self._model = primelens.load(model, options=options, engine=self._engine, cache=kept)
+        self._cached = cache is not None
+        self._head = next(h for h in self._model.manifest.heads.values() if h.kind == "caption")
+        self._engine.watched = {self._head.decoder.graph}
+
+    def describe(self) -> Description:
+        manifest = self._model.manifest
+        return Description(
+            name=self._name,
+            kind=f"primelens, {self._model.engine_name}",
+            versions=package_versions(
+                ("primelens", "onnxruntime", "numpy", "tokenizers", "Pillow")
+            ),
+            precision=self._head.precision,
+            threads=self._threads,
+            digests={name: record.sha256 for name, record in manifest.files.items()},
+            notes=(
+                f"bundle {manifest.name}",
+                f"source {manifest.source.digest[:16]}",
+                f"cache {'on' if self._cached else 'off'}",
+            ),
+        )
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        if requests[0].want == "encode":
+            return [self._encode(request) for request in requests]
+        self._engine.stamps.clear()
+        rows = list(
+            self._model.caption_batch(
+                [request.picture for request in requests],
+                _options(requests[0]),
+                batch_size=len(requests),
+            )
+        )
+        stamps = tuple(self._engine.stamps) if requests[0].beams == 1 else ()
+        return [_answer(request, row, stamps) for request, row in zip(requests, rows, strict=True)]
+
+    def _encode(self, request: Request) -> Answer:
+        try:
+            encoded = self._model.encode(request.picture)
+        except primelens.InputError as error:
+            return Answer(request.index, error=error.message)
+        timings = encoded.timings
+        stages = {"preprocess": timings.preprocess, "tower": timings.tower}
+        return Answer(request.index, stages=stages)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+def _options(request: Request) -> primelens.CaptionOptions:
+    settings: dict[str, Any] = {"max_new_tokens": request.max_new_tokens}
+    if request.forced:
+        settings["min_new_tokens"] = request.max_new_tokens
+    if request.beams != 1:
+        settings["num_beams"] = request.beams
+    return primelens.CaptionOptions(**settings)
+
+
+def _answer(request: Request, row: Caption | Failure, stamps: tuple[float, ...]) -> Answer:
+    if isinstance(row, Failure):
+        return Answer(request.index, error=row.error.message)
+    milliseconds = row.timings.as_milliseconds()
+    return Answer(
+        request.index,
+        text=row.text,
+        tokens=tuple(row.tokens),
+        token_times=stamps[: len(row.tokens)],
+        stages={stage: value / 1e3 for stage, value in milliseconds.items() if stage != "total"},
+    )

@@ -1,0 +1,98 @@
+"""What the work costs, and how much of the machine's limits each figure used.
+
+A step reads all the decoder's weights, scales and caches (`primelens.bench.step_bytes`): its limit
+is memory. The tower multiplies: its limit is arithmetic. A share is limit / measured: 1.0 is as
+fast as this machine can be, by the limits measured in the same run.
+
+The work is counted from the bundle's graphs. A peer's work is the same mathematics on the same
+checkpoint, so its shares are taken from the same count (an fp32 peer beside an int8 bundle gets
+none for its steps: it reads other bytes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from primelens.bench.bandwidth import Limits
+from primelens.bench.graph_work import graph_operations
+from primelens.bench.spec import Spec
+from primelens.bench.step_bytes import StepBytes, graph_weights, step_bytes
+from primelens.bundle import Bundle, open_bundle
+from primelens.hub import resolve
+
+__all__ = ["Work", "shares_of", "work_of"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one picture and one decode step cost.
+
+    Attributes:
+        tower_operations, connector_operations: per picture; 0 where shapes are not known.
+        step: bytes that a step at batch 1 reads, in the middle of a forced caption.
+        past: tokens behind that step.
+        precision: of the decoder's weights.
+    """
+
+    tower_operations: int
+    connector_operations: int
+    step: StepBytes
+    past: int
+    precision: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``result.json``."""
+        return {**asdict(self), "step": {**asdict(self.step), "total": self.step.total}}
+
+    def step_bytes_of(self, rows: int) -> int:
+        """Bytes that a step of ``rows`` pictures reads: the weights once, every cache."""
+        return self.step.weights + rows * (self.step.self_cache + self.step.cross_cache)
+
+
+def work_of(model: str, spec: Spec) -> Work:
+    """Count what the bundle's graphs do."""
+    bundle = open_bundle(resolve(model), check="size")
+    manifest = bundle.manifest
+    head = next(h for h in manifest.heads.values() if h.kind == "caption")
+    past = len(head.generation.start_tokens) + spec.tokens // 2
+    cross = _cross_bytes(bundle, head.connector)
+    counted = step_bytes(
+        graph_weights(bundle.path(head.decoder.graph)), head.decoder, cross, past=past
+    )
+    graphs = (manifest.tower.graph, head.connector)
+    tower, connector = (graph_operations(bundle.path(g)) if g else 0 for g in graphs)
+    return Work(tower, connector, counted, past, head.precision)
+
+
+def _cross_bytes(bundle: Bundle, connector: str | None) -> list[int]:
+    """Bytes of each of the connector's outputs for one picture."""
+    if connector is None:
+        return []
+    import onnx
+
+    graph = onnx.load(str(bundle.path(connector)), load_external_data=False).graph
+    shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim][1:] for v in graph.output]
+    return [4 * math.prod(shape) for shape in shapes]
+
+
+def shares_of(
+    figures: Mapping[str, Any], limits: Limits, work: Work, *, batch: int, precision: str
+) -> dict[str, float]:
+    """Shares of the limits, as far as the figures tell: ``step`` (memory), ``tower`` (arithmetic).
+
+    Args:
+        figures: of `primelens.bench.figures.summarise`.
+        batch: pictures per batch.
+        precision: of the system; steps of another precision than the counted one get no share.
+    """
+    found = {}
+    gap = figures["seconds"].get("gap")
+    if gap and precision == work.precision:
+        found["step"] = work.step_bytes_of(batch) / limits.read_bytes_per_s / gap["p50"]
+    tower = figures["stages"].get("tower", 0.0)
+    if tower > 0 and work.tower_operations:
+        found["tower"] = batch * work.tower_operations / limits.fp32_flop_per_s / tower
+    return found
