@@ -49,6 +49,7 @@ bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS=… is passed on)
 
 default-model: $(DEV)/.installed ## train and export the shipped model again (hours; see docs/)
 	$(DEV)/bin/python -m primelens.tune.default_model
+	$(DEV)/bin/python scripts/ship_default_model.py
 
 clean: ## remove both environments and everything built
 	rm -rf $(DEV) $(DEMO) build dist primelens.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
