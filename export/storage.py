@@ -97,10 +97,10 @@ def save_graph(model: ir.Model, folder: Path, stem: str) -> list[str]:
         alignment=_ALIGNMENT,
         align_threshold=0,
     )
-    written = [graph_name]
-    if (folder / weights_name).exists():
-        written.append(weights_name)
-    return written
+    weights = folder / weights_name
+    if weights.exists() and not weights.stat().st_size:
+        weights.unlink()
+    return [graph_name, weights_name] if weights.exists() else [graph_name]
 
 
 def _forget_origins(model: ir.Model) -> None:
