@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from primelens.towers import FeatureMapTower
 from primelens.tune.captioner import GRID, WIDTH, caption_labels, decoder_inputs
 from primelens.tune.lock import content_digest, locked
+from primelens.tune.running import Run, append, schedule
 from primelens.tune.scenes.language import caption
 from primelens.tune.scenes.stream import StreamSpec, stream
 from primelens.tune.scenes.world import scene
-from primelens.tune.tower_stage import decay_groups, pixels, schedule
+from primelens.tune.tower_stage import pixels
 
 _FIRST = 1_000_000  # scenes that stage 1 did not see: the states are of new pictures, as in use
 
@@ -37,15 +37,16 @@ class DecoderStage:
     Attributes:
         pictures: how many pictures have their states kept.
         epochs: how often each is shown, with a new caption each time.
-        rate: peak learning rate of AdamW; low, because the decoder saw the tower grow up.
+        rate: peak learning rate of AdamW; lower than a fresh decoder's, for this one saw the tower
+            grow up.
         threads: torch's threads, see :class:`~primelens.tune.tower_stage.TowerStage`.
     """
 
-    pictures: int = 64_000
-    epochs: int = 3
+    pictures: int = 51_200
+    epochs: int = 4
     batch_size: int = 128
     seed: int = 0
-    rate: float = 6e-4
+    rate: float = 1e-3
     warm_up: int = 50
     weight_decay: float = 0.05
     smoothing: float = 0.02
@@ -114,45 +115,33 @@ def tune_decoder(
     """
     torch.set_num_threads(stage.threads)
     states = np.load(folder / "states.npy", mmap_mode="r")
-    optimiser = torch.optim.AdamW(
-        decay_groups(decoder, stage.weight_decay), lr=stage.rate, betas=(0.9, 0.98), fused=True
-    )
-    mean = {name: value.detach().clone() for name, value in decoder.named_parameters()}
-    step = _resume(folder, decoder, optimiser, mean)
-    log = (folder / "decoder_stage.jsonl").open("a")
+    run = Run(folder / "decoder_stage.pt", decoder, stage.rate, stage.weight_decay)
     began = time.monotonic()
     decoder.train()
-    while step < stage.steps:
-        rows, texts = _lesson(stage, step)
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * schedule(step, stage.steps, stage.warm_up)
+    while run.step < stage.steps:
+        rows, texts = _lesson(stage, run.step)
         seen = torch.from_numpy(states[rows]).float()
-        labels = caption_labels(tokenizer, texts)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = decoder(
-                input_ids=decoder_inputs(labels), encoder_hidden_states=seen, use_cache=False
-            ).logits
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), label_smoothing=stage.smoothing
-        )
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimiser.step()
-        step += 1
-        decay = min(stage.averaging, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in decoder.named_parameters():
-                mean[name].lerp_(value, 1.0 - decay)
-        if step % 25 == 0:
-            entry = {"step": step, "loss": loss.item(), "seconds": time.monotonic() - began}
-            print(json.dumps(entry), file=log, flush=True)
-        if step % stage.save_every == 0 or step == stage.steps:
-            _save(folder, decoder, optimiser, mean, step)
-    decoder.load_state_dict(mean, strict=False)
-    (folder / "decoder_stage.json").write_text(json.dumps({"settings": asdict(stage)}, indent=2))
-    decoder.eval()
+        loss = _loss(decoder, seen, caption_labels(tokenizer, texts), stage.smoothing)
+        run.update(loss, schedule(run.step, stage.steps, stage.warm_up), stage.averaging)
+        if run.step % 25 == 0:
+            took = {"step": run.step, "seconds": round(time.monotonic() - began, 1)}
+            append(folder / "decoder_stage.jsonl", {"loss": round(loss.item(), 4)} | took)
+        if run.step % stage.save_every == 0 or run.step == stage.steps:
+            run.save()
+    run.finish()
     return decoder
+
+
+def _loss(
+    decoder: GPT2LMHeadModel, states: torch.Tensor, labels: torch.Tensor, smoothing: float
+) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = decoder(
+            input_ids=decoder_inputs(labels), encoder_hidden_states=states, use_cache=False
+        ).logits
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), label_smoothing=smoothing
+    )
 
 
 def _lesson(stage: DecoderStage, step: int) -> tuple[np.ndarray, list[str]]:
@@ -166,34 +155,3 @@ def _lesson(stage: DecoderStage, step: int) -> tuple[np.ndarray, list[str]]:
 
 def _order(stage: DecoderStage, epoch: int) -> np.ndarray:
     return np.random.default_rng([stage.seed, epoch]).permutation(stage.pictures)
-
-
-def _save(
-    folder: Path,
-    decoder: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    mean: dict[str, torch.Tensor],
-    step: int,
-) -> None:
-    temporary = folder / "decoder_stage.pt.new"
-    state = {"weights": decoder.state_dict(), "optimiser": optimiser.state_dict()}
-    torch.save(state | {"mean": mean, "step": step}, temporary)
-    temporary.replace(folder / "decoder_stage.pt")
-
-
-def _resume(
-    folder: Path,
-    decoder: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    mean: dict[str, torch.Tensor],
-) -> int:
-    path = folder / "decoder_stage.pt"
-    if not path.is_file():
-        return 0
-    saved = torch.load(path, weights_only=True)
-    decoder.load_state_dict(saved["weights"])
-    optimiser.load_state_dict(saved["optimiser"])
-    with torch.no_grad():
-        for name, value in saved["mean"].items():
-            mean[name].copy_(value)
-    return int(saved["step"])

@@ -174,7 +174,7 @@ def finished_tower(run: DefaultModel) -> FeatureMapTower:
     """The averaged tower of stage 1, folded and rounded to half precision."""
     tower = fold_normalisation(load_stage(run.work / "tower").tower)
     round_to_half(tower)
-    tower.eval()
+    tower.eval()  # type: ignore[no-untyped-call]
     return tower
 
 

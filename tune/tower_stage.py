@@ -11,12 +11,9 @@ of scenes is a function of the step.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +28,12 @@ from primelens.tune.captioner import (
     caption_labels,
     decoder_inputs,
 )
+from primelens.tune.running import Run, append, schedule
 from primelens.tune.scenes.objects import KINDS
-from primelens.tune.scenes.stream import Batch, StreamSpec, make_batch, stream
+from primelens.tune.scenes.stream import Batch, StreamSpec, stream
 from primelens.tune.scenes.world import MAX_COUNT, PLACES, TIMES
+
+_CHECKPOINT = "tower_stage.pt"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TowerStage:
         threads: torch's threads. More than the machine has idle cores is far slower than one.
     """
 
-    steps: int = 4000
+    steps: int = 2700
     batch_size: int = 64
     seed: int = 0
     rate: float = 1.5e-3
@@ -125,39 +125,30 @@ def train_tower(
     torch.manual_seed(stage.seed)
     trainee = TowerTrainee()
     trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(
-        decay_groups(trainee, stage.weight_decay), lr=stage.rate, betas=(0.9, 0.98), fused=True
-    )
-    mean = {name: value.clone() for name, value in trainee.state_dict().items()}
-    step = _resume(folder, trainee, optimiser, mean)
+    run = Run(folder / _CHECKPOINT, trainee, stage.rate, stage.weight_decay)
     spec = StreamSpec(
-        "train", step * stage.batch_size, stage.steps - step, stage.batch_size, stage.seed
+        "train", run.step * stage.batch_size, stage.steps - run.step, stage.batch_size, stage.seed
     )
-    log = (folder / "tower_stage.jsonl").open("a")
     began = time.monotonic()
-    for batch in _prefetched(spec):
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * schedule(step, stage.steps, stage.warm_up)
-        measures = _step(trainee, optimiser, batch, tokenizer)
-        step += 1
-        _average(mean, trainee, min(stage.averaging, (1 + step) / (10 + step)))
-        if step % 25 == 0:
-            measures |= {"step": step, "seconds": time.monotonic() - began}
-            print(json.dumps(measures), file=log, flush=True)
-        if step % stage.save_every == 0 or step == stage.steps:
-            _save(folder, trainee, optimiser, mean, step)
-    trainee.load_state_dict(mean)
-    results = validate_tower(trainee, tokenizer, stage.seed)
-    (folder / "tower_stage.json").write_text(
-        json.dumps({"settings": asdict(stage), "validation": results}, indent=2)
-    )
-    return results
+    trainee.train()
+    for batch in stream(spec, ahead=6):
+        parts = _parts(trainee, batch, tokenizer)
+        loss = torch.stack([weight * parts[name] for name, weight in LOSS_WEIGHTS.items()]).sum()
+        run.update(loss, schedule(run.step, stage.steps, stage.warm_up), stage.averaging)
+        if run.step % 25 == 0:
+            measures = {name: round(value.item(), 4) for name, value in parts.items()}
+            took = {"step": run.step, "seconds": round(time.monotonic() - began, 1)}
+            append(folder / "tower_stage.jsonl", measures | took)
+        if run.step % stage.save_every == 0 or run.step == stage.steps:
+            run.save()
+    run.finish()
+    return validate_tower(trainee, tokenizer, stage.seed)
 
 
 def load_stage(folder: Path) -> TowerTrainee:
     """The averaged weights of the last checkpoint of stage 1, in evaluation mode."""
     trainee = TowerTrainee()
-    trainee.load_state_dict(torch.load(folder / "tower_stage.pt", weights_only=True)["mean"])
+    trainee.load_state_dict(torch.load(folder / _CHECKPOINT, weights_only=True)["mean"])
     return trainee.eval()
 
 
@@ -169,94 +160,16 @@ def validate_tower(
     trainee.eval()
     totals: dict[str, float] = {}
     spec = StreamSpec("validation", 0, batches, 64, seed)
-    for number in range(batches):
-        batch = make_batch(spec, number)
+    for batch in stream(spec, producers=0):
         labels = caption_labels(tokenizer, [texts[0] for texts in batch.captions])
         for name, value in trainee.losses(batch, labels).items():
             totals[name] = totals.get(name, 0.0) + value.item() / batches
     return totals
 
 
-def schedule(step: int, steps: int, warm_up: int) -> float:
-    """Share of the peak learning rate: linear up, constant, linear down to 1 % from 70 % on."""
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return max(0.01, min(1.0, (1.0 - step / steps) / 0.3))
-
-
-def _prefetched(spec: StreamSpec) -> Iterator[Batch]:
-    return stream(spec, producers=1, ahead=6)
-
-
-def _step(
-    trainee: TowerTrainee,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    tokenizer: PreTrainedTokenizerFast,
-) -> dict[str, float]:
-    trainee.train()
+def _parts(
+    trainee: TowerTrainee, batch: Batch, tokenizer: PreTrainedTokenizerFast
+) -> dict[str, torch.Tensor]:
     labels = caption_labels(tokenizer, [texts[0] for texts in batch.captions])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        parts = trainee.losses(batch, labels)
-    loss = torch.stack([weight * parts[name] for name, weight in LOSS_WEIGHTS.items()]).sum()
-    optimiser.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-    optimiser.step()
-    return {name: round(value.item(), 4) for name, value in parts.items()}
-
-
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases, norms and the tables of positions do not."""
-    decayed = [p for p in module.parameters() if p.ndim >= 2]
-    rest = [p for p in module.parameters() if p.ndim < 2]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-
-
-@torch.no_grad()
-def _average(mean: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
-    for name, value in module.state_dict().items():
-        if value.is_floating_point():
-            mean[name].lerp_(value, 1.0 - decay)
-        else:
-            mean[name].copy_(value)
-
-
-def _save(
-    folder: Path,
-    module: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    mean: dict[str, torch.Tensor],
-    step: int,
-) -> None:
-    temporary = folder / "tower_stage.pt.new"
-    torch.save(
-        {
-            "weights": module.state_dict(),
-            "mean": mean,
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-        },
-        temporary,
-    )
-    temporary.replace(folder / "tower_stage.pt")
-
-
-def _resume(
-    folder: Path,
-    module: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    mean: dict[str, torch.Tensor],
-) -> int:
-    path = folder / "tower_stage.pt"
-    if not path.is_file():
-        return 0
-    saved = torch.load(path, weights_only=True)
-    module.load_state_dict(saved["weights"])
-    optimiser.load_state_dict(saved["optimiser"])
-    for name, value in saved["mean"].items():
-        mean[name].copy_(value)
-    return int(saved["step"])
+        return trainee.losses(batch, labels)

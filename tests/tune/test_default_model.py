@@ -25,10 +25,12 @@ from primelens.tune.captioner import (
 )
 from primelens.tune.decoder_stage import DecoderStage, keep_states, tune_decoder
 from primelens.tune.looking import CheckpointCaptioner
+from primelens.tune.running import schedule
 from primelens.tune.scenes.language import caption
 from primelens.tune.scenes.render import FONT_PATH, font_is_installed, render
+from primelens.tune.scenes.stream import stream
 from primelens.tune.scenes.world import scene
-from primelens.tune.tower_stage import TowerStage, load_stage, schedule, train_tower
+from primelens.tune.tower_stage import TowerStage, load_stage, train_tower
 
 TOKENIZER = train_tokenizer(scene_texts(400, 0))
 needs_font = pytest.mark.skipif(
@@ -102,15 +104,11 @@ def test_stages_resume_exactly_and_make_a_checkpoint(
 ) -> None:
     stage = TowerStage(steps=3, batch_size=2, warm_up=1, save_every=2)
     monkeypatch.setattr(tower_stage, "validate_tower", lambda *args: {})
-    monkeypatch.setattr(
-        tower_stage, "stream", lambda spec, **_: tower_stage_stream(spec, producers=0)
-    )
-    monkeypatch.setattr(
-        decoder_stage, "stream", lambda spec, **_: tower_stage_stream(spec, producers=0)
-    )
+    for module in (tower_stage, decoder_stage):
+        monkeypatch.setattr(module, "stream", lambda spec, **_: stream(spec, producers=0))
     train_tower(tmp_path / "whole", stage, TOKENIZER)
     with monkeypatch.context() as broken:
-        interrupt_after(broken, tower_stage, "_step", 2)
+        interrupt_after(broken, tower_stage, "_parts", 2)
         with pytest.raises(KeyboardInterrupt):
             train_tower(tmp_path / "halves", stage, TOKENIZER)
     train_tower(tmp_path / "halves", stage, TOKENIZER)
@@ -139,6 +137,3 @@ def test_stages_resume_exactly_and_make_a_checkpoint(
     assert len(look.captions) == 1
     assert look.pooled.shape == (1, 384)
     assert look.log_probability[0] < 0.0
-
-
-tower_stage_stream = tower_stage.stream
