@@ -36,7 +36,9 @@ class DecoderStage:
 
     Attributes:
         pictures: how many pictures have their states kept.
-        epochs: how often each is shown, with a new caption each time.
+        epochs: as many lessons as pictures each; each epoch has new captions.
+        emphasis: odds of a picture with 1, 2, 3 and 4 groups to be drawn for a lesson. Naming one
+            group is learned early, keeping four apart late.
         rate: peak learning rate of AdamW; lower than a fresh decoder's, for this one saw the tower
             grow up.
         threads: torch's threads, see :class:`~primelens.tune.tower_stage.TowerStage`.
@@ -44,6 +46,7 @@ class DecoderStage:
 
     pictures: int = 51_200
     epochs: int = 4
+    emphasis: tuple[float, float, float, float] = (0.4, 1.0, 2.0, 2.5)
     batch_size: int = 128
     seed: int = 0
     rate: float = 1e-3
@@ -118,8 +121,9 @@ def tune_decoder(
     run = Run(folder / "decoder_stage.pt", decoder, stage.rate, stage.weight_decay)
     began = time.monotonic()
     decoder.train()
+    odds = _odds(stage)
     while run.step < stage.steps:
-        rows, texts = _lesson(stage, run.step)
+        rows, texts = _lesson(stage, odds, run.step)
         seen = torch.from_numpy(states[rows]).float()
         loss = _loss(decoder, seen, caption_labels(tokenizer, texts), stage.smoothing)
         run.update(loss, schedule(run.step, stage.steps, stage.warm_up), stage.averaging)
@@ -144,14 +148,22 @@ def _loss(
     )
 
 
-def _lesson(stage: DecoderStage, step: int) -> tuple[np.ndarray, list[str]]:
+def _odds(stage: DecoderStage) -> np.ndarray:
+    """The probability of every picture to be drawn, ``[pictures]``."""
+    numbers = [
+        len(scene("train", _FIRST + row, stage.seed).groups) for row in range(stage.pictures)
+    ]
+    odds = np.asarray(stage.emphasis)[np.array(numbers) - 1]
+    share: np.ndarray = odds / odds.sum()
+    return share
+
+
+def _lesson(stage: DecoderStage, odds: np.ndarray, step: int) -> tuple[np.ndarray, list[str]]:
     """The pictures of one step, ``[B]``, and a caption for each; a function of the step."""
-    epoch, number = divmod(step, stage.pictures // stage.batch_size)
-    order = _order(stage, epoch)
-    rows = order[number * stage.batch_size : (number + 1) * stage.batch_size]
+    epoch = step // (stage.pictures // stage.batch_size)
+    draw = np.random.default_rng([stage.seed, step])
+    rows = draw.choice(stage.pictures, size=stage.batch_size, p=odds)
+    # With repetition, so the variant must differ between the draws of one picture in one epoch.
+    variants = epoch * 8 + draw.integers(8, size=stage.batch_size)
     shown = (scene("train", _FIRST + int(row), stage.seed) for row in rows)
-    return rows, [caption(s, epoch) for s in shown]
-
-
-def _order(stage: DecoderStage, epoch: int) -> np.ndarray:
-    return np.random.default_rng([stage.seed, epoch]).permutation(stage.pictures)
+    return rows, [caption(s, int(v)) for s, v in zip(shown, variants, strict=True)]
