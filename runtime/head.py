@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from primelens.options import CaptionOptions
 from primelens.results import EncodedImage
 from primelens.text import TokenText
 from primelens.wording import Wording
+
+if TYPE_CHECKING:
+    from primelens.store.derived import DerivedTensors, DerivedTier
 
 __all__ = ["CaptionHead", "Progress"]
 
@@ -56,6 +59,7 @@ class _Workspace:
     key: tuple[int, int, int]
     tap: Array
     connect: BoundCall
+    cross: dict[str, Array]
     session: DecoderSession
 
 
@@ -66,9 +70,12 @@ class CaptionHead:
         bundle: where its files lie.
         name: its name in the manifest.
         engine: opens its graphs.
+        derived: where the connector's outputs are held for pictures that come again, if anywhere.
     """
 
-    def __init__(self, bundle: Bundle, name: str, engine: Engine) -> None:
+    def __init__(
+        self, bundle: Bundle, name: str, engine: Engine, derived: DerivedTensors | None = None
+    ) -> None:
         spec = bundle.manifest.heads[name]
         if spec.connector is None:
             raise BundleError(
@@ -92,6 +99,10 @@ class CaptionHead:
             key: tuple(n or 1 for n in tensor.shape[1:])
             for key, tensor in self._connector.outputs.items()
         }
+        self._derived: DerivedTier | None = None
+        if derived is not None:
+            graph = bundle.manifest.files[spec.connector].sha256
+            self._derived = derived.tier(spec.digest, graph)
         self._free: OrderedDict[int, _Workspace] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -204,10 +215,15 @@ class CaptionHead:
 
     def _connect(self, workspace: _Workspace, images: Sequence[EncodedImage]) -> float:
         start = time.perf_counter()
-        for row, image in enumerate(images):
+        for image in images:
             self._check(image)
-            workspace.tap[row] = image.taps[self.spec.tap]
-        workspace.connect.run()
+        entries = [image.entries.get(self.spec.tap) for image in images]
+        if self._derived is None or not self._derived.fill(entries, workspace.cross):
+            for row, image in enumerate(images):
+                workspace.tap[row] = image.taps[self.spec.tap]
+            workspace.connect.run()
+            if self._derived is not None:
+                self._derived.keep(entries, workspace.cross)
         return time.perf_counter() - start
 
     def _check(self, image: EncodedImage) -> None:
@@ -244,7 +260,7 @@ class CaptionHead:
         session = DecoderSession(
             self._decoder, self.spec.decoder, rows=rows, capacity=capacity, cross=cross
         )
-        return _Workspace((images, rows, capacity), tap, connect, session)
+        return _Workspace((images, rows, capacity), tap, connect, cross, session)
 
 
 def _cancel(options: CaptionOptions) -> Callable[[], None]:

@@ -15,6 +15,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -33,15 +35,17 @@ from primelens.errors import (
     ModelNotFoundError,
 )
 from primelens.head import CaptionHead, Progress
-from primelens.images import SourceImage, read_image
+from primelens.images import SourceImage, UndecodedImage, open_image
 from primelens.manifest import Manifest
-from primelens.options import CaptionOptions, LoadOptions
+from primelens.options import CacheOptions, CaptionOptions, LoadOptions
 from primelens.preprocessing import Preprocessing
 from primelens.results import Caption, EncodedImage, Failure, Piece, Timings
 from primelens.text import TextStream
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
+    from primelens.store.kept import KeptTaps
+    from primelens.store.outcome import Miss, StoreStats
 
 __all__ = ["Model", "load"]
 
@@ -53,6 +57,7 @@ def load(
     *,
     options: LoadOptions = LoadOptions(),  # noqa: B008 - frozen, hence safe to share
     engine: Engine | None = None,
+    cache: CacheOptions | None = None,
 ) -> Model:
     """Open a bundle.
 
@@ -60,14 +65,16 @@ def load(
         name: a bundle's folder, ``"default"`` for the shipped model, or a hub id ``owner/name``.
         options: how to open it.
         engine: another inference engine than ONNX Runtime on the CPU.
+        cache: where embeddings are kept, so that no picture is encoded twice; None keeps none.
 
     Raises:
         ModelNotFoundError: nothing is found under that name.
         BundleError: the bundle is incomplete, altered, malformed or newer than this primelens.
         DependencyError: no ONNX Runtime is installed, or two are.
+        StoreError: the folder for embeddings is refused.
     """
     bundle = open_bundle(_locate(str(name), options.revision), check=options.check)
-    return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin))
+    return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin), cache)
 
 
 class Model:
@@ -76,17 +83,21 @@ class Model:
     Args:
         bundle: a checked bundle.
         engine: opens its graphs; all of them are opened here, side by side.
+        cache: where embeddings are kept, if anywhere.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, cache: CacheOptions | None = None) -> None:
         self._bundle = bundle
         manifest = bundle.manifest
         self._preprocessing = Preprocessing.from_dict(dict(manifest.tower.preprocessing))
         self._identities = {name: tap.identity for name, tap in manifest.tower.taps.items()}
+        self._kept = _open_kept(bundle, cache)
+        derived = self._kept.derived if self._kept else None
+        open_head = partial(CaptionHead, bundle, engine=engine, derived=derived)
         names = [name for name, head in manifest.heads.items() if head.kind == "caption"]
         with ThreadPoolExecutor(max_workers=2) as pool:
             tower: Future[Graph | None] = pool.submit(_open_tower, bundle, engine)
-            heads = {name: pool.submit(CaptionHead, bundle, name, engine) for name in names}
+            heads = {name: pool.submit(open_head, name) for name in names}
             self._tower = tower.result()
             self._heads = {name: head.result() for name, head in heads.items()}
         self._domain = DomainDetector.of(bundle)
@@ -112,6 +123,15 @@ class Model:
         """The complete preprocessing specification."""
         return self._preprocessing
 
+    def cache_stats(self) -> StoreStats | None:
+        """What was found and kept since the model was loaded; None where nothing is kept."""
+        return self._kept.stats() if self._kept else None
+
+    def close(self) -> None:
+        """Record what was used, where embeddings are kept; also done when Python exits."""
+        if self._kept:
+            self._kept.store.close()
+
     def head(self, kind: str = "caption") -> CaptionHead:
         """The first head of a kind; raises `InputError` if the bundle has none."""
         for head in self._heads.values():
@@ -133,6 +153,15 @@ class Model:
             ImageError: the picture cannot be read, or exceeds a cap.
         """
         return self._encode([self._prepare(image)])[0]
+
+    def encode_batch(
+        self, images: Iterable[ImageSource | EncodedImage], *, batch_size: int = 8
+    ) -> Iterator[EncodedImage | Failure]:
+        """Encode any number of pictures lazily and in order; a bad picture is a `Failure` row."""
+        for prepared, encoded in self._batches(images, batch_size):
+            rows = iter(encoded)
+            for item in prepared:
+                yield item if isinstance(item, Failure) else next(rows)
 
     # A str or bytes is a Sequence too, hence the overlap: the first signature takes them.
     @overload
@@ -181,13 +210,8 @@ class Model:
             options: how to decode.
             batch_size: pictures per run of the tower and per decode batch.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1.")
-        iterator = iter(images)
-        while chunk := list(islice(iterator, batch_size)):
-            prepared = [self._attempt(image) for image in chunk]
-            good = [item for item in prepared if not isinstance(item, Failure)]
-            captions = iter(self._caption(self._encode(good), options) if good else [])
+        for prepared, encoded in self._batches(images, batch_size):
+            captions = iter(self._caption(encoded, options) if encoded else [])
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(captions)
 
@@ -216,9 +240,35 @@ class Model:
         if isinstance(image, EncodedImage):
             return image
         start = time.perf_counter()
-        source = read_image(image)
+        opened = open_image(image)
+        miss = None
+        if self._kept:
+            found = self._kept.find(opened)
+            if isinstance(found, EncodedImage):
+                seconds = time.perf_counter() - start
+                return replace(found, timings=Timings(preprocess=seconds))
+            miss = found
+            if self._tower is None:
+                raise InputError(
+                    f"{opened.name} is not in the store {self._kept.store.path} ({miss}), and the "
+                    f"bundle {self.name!r} has no tower to encode it with.",
+                    remedy="Fill the store with the whole bundle: primelens encode --cache.",
+                )
+        source = opened.decode() if isinstance(opened, UndecodedImage) else opened
         pixels = self._preprocessing(source)
-        return _Prepared(source, pixels, time.perf_counter() - start)
+        return _Prepared(source, pixels, time.perf_counter() - start, miss)
+
+    def _batches(
+        self, images: Iterable[ImageSource | EncodedImage], size: int
+    ) -> Iterator[tuple[list[_Prepared | EncodedImage | Failure], list[EncodedImage]]]:
+        """Per batch: every picture as it was prepared, and the good ones encoded."""
+        if size < 1:
+            raise InputError(f"batch_size is {size}; it must be at least 1.")
+        iterator = iter(images)
+        while chunk := list(islice(iterator, size)):
+            prepared = [self._attempt(image) for image in chunk]
+            good = [item for item in prepared if not isinstance(item, Failure)]
+            yield prepared, self._encode(good)
 
     def _attempt(self, image: ImageSource | EncodedImage) -> _Prepared | EncodedImage | Failure:
         try:
@@ -245,7 +295,7 @@ class Model:
                     f"The tower's output {name!r} is not finite.",
                     remedy="The weights hold NaN: run `primelens verify` on the bundle.",
                 )
-        rows = iter(
+        encoded = [
             EncodedImage(
                 taps={name: values[row].copy() for name, values in taps.items()},
                 identities=self._identities,
@@ -255,7 +305,10 @@ class Model:
                 timings=Timings(preprocess=item.seconds, tower=seconds),
             )
             for row, item in enumerate(fresh)
-        )
+        ]
+        if self._kept:
+            encoded = self._kept.keep(encoded, [item.miss for item in fresh if item.miss])
+        rows = iter(encoded)
         return [item if isinstance(item, EncodedImage) else next(rows) for item in items]
 
     def _caption(self, images: list[EncodedImage], options: CaptionOptions) -> list[Caption]:
@@ -289,6 +342,7 @@ class Model:
             timings=timings,
             image=image.name,
             notice=self._domain.notice(image) if self._domain else None,
+            cache=image.cache,
             score=row.score,
             alternatives=tuple(row.alternatives),
             others=tuple(self._result(image, other, progress, head) for other in row.others),
@@ -298,10 +352,10 @@ class Model:
 class _Prepared:
     """A picture read and preprocessed, not yet encoded."""
 
-    __slots__ = ("pixels", "seconds", "source")
+    __slots__ = ("miss", "pixels", "seconds", "source")
 
-    def __init__(self, source: SourceImage, pixels: Any, seconds: float) -> None:
-        self.source, self.pixels, self.seconds = source, pixels, seconds
+    def __init__(self, source: SourceImage, pixels: Any, seconds: float, miss: Miss | None) -> None:
+        self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
 
 
 def _locate(name: str, revision: str | None) -> Path:
@@ -310,6 +364,14 @@ def _locate(name: str, revision: str | None) -> Path:
     from primelens.hub import resolve  # not needed, hence not imported, for a folder
 
     return resolve(name, revision=revision)
+
+
+def _open_kept(bundle: Bundle, cache: CacheOptions | None) -> KeptTaps | None:
+    if cache is None:
+        return None
+    from primelens.store.kept import open_kept  # SQLite and the like, where they are needed
+
+    return open_kept(bundle.manifest.tower, cache)
 
 
 def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:

@@ -53,7 +53,12 @@ class EncodedImage:
         source: digest of the picture (`primelens.images.SourceImage.digest`).
         size: the picture's (width, height) in pixels.
         name: what the picture was called (path), for messages and result rows.
-        timings: preprocessing and tower.
+        timings: preprocessing (which includes looking the picture up, where embeddings are kept)
+            and tower.
+        cache: "hit" where it was kept and no tower ran, "miss" where it was encoded and kept, "off"
+            where nothing is kept.
+        cache_reason: why it was a miss, in words.
+        entries: tap name → key of the kept entry; empty where nothing is kept.
     """
 
     taps: Mapping[str, NDArray[np.float32]]
@@ -62,6 +67,9 @@ class EncodedImage:
     size: tuple[int, int]
     name: str
     timings: Timings = field(default_factory=Timings)
+    cache: Literal["off", "hit", "miss"] = "off"
+    cache_reason: str | None = None
+    entries: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for array in self.taps.values():
@@ -86,6 +94,7 @@ class Caption:
         finish_reason: "stop" for an end token or a stop string, "length" for the token limit.
         timings: where the time went.
         image: what the picture was called.
+        cache: whether its embedding was kept, as in `EncodedImage`.
         notice: one line for the user, for example that the picture is outside the model's domain.
         score: what a beam search ranked it by (log-probability over length to the length penalty);
             None without a beam search.
@@ -104,6 +113,7 @@ class Caption:
     timings: Timings
     image: str
     notice: str | None = None
+    cache: Literal["off", "hit", "miss"] = "off"
     score: float | None = None
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
     others: tuple[Caption, ...] = ()

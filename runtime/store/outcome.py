@@ -66,6 +66,7 @@ class StoreStats:
         evicted: entries that left to make room for those written here.
         corrupt: files that failed their check.
         rebuilt: how often the index was made anew.
+        derived_hits, derived_misses: pictures whose derived tensors were held in memory, or not.
     """
 
     memory_hits: int
@@ -76,6 +77,8 @@ class StoreStats:
     evicted: int
     corrupt: int
     rebuilt: int
+    derived_hits: int = 0
+    derived_misses: int = 0
 
 
 @dataclass
