@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 DEV := .venv
 DEMO := .venv-demo
 BENCH_ARGS ?=
+MODEL_WORK ?= .work/scenes
 
 # The repository's folders are named like public packages (kernels, export): keep them off sys.path.
 export PYTHONSAFEPATH := 1
@@ -44,12 +45,13 @@ types: $(DEV)/.installed ## mypy, strict, over the package
 	$(DEV)/bin/python .ci/package_tree.py .mypy_cache/tree
 	MYPYPATH=.mypy_cache/tree $(DEV)/bin/python -m mypy -p primelens
 
-bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS=… is passed on)
+bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS='run default --out DIR' …)
 	$(DEV)/bin/python -m primelens.bench $(BENCH_ARGS)
 
-default-model: $(DEV)/.installed ## train and export the shipped model again (hours; see docs/)
-	$(DEV)/bin/python -m primelens.tune.default_model
-	$(DEV)/bin/python scripts/ship_default_model.py
+# Both steps go on where they were stopped; the first takes hours.
+default-model: $(DEV)/.installed ## train, export and measure the shipped model again (hours)
+	$(DEV)/bin/python -m primelens.tune.default_model --work $(MODEL_WORK)
+	$(DEV)/bin/python scripts/ship_default_model.py --work $(MODEL_WORK)
 
 clean: ## remove both environments and everything built
 	rm -rf $(DEV) $(DEMO) build dist primelens.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

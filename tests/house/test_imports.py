@@ -160,7 +160,8 @@ def test_every_room_with_code_has_a_rule() -> None:
         for folder in ROOT.iterdir()
         if folder.is_dir() and not folder.name.startswith(".") and any(folder.rglob("*.py"))
     }
-    assert rooms - {"tests", "docs", "build", "dist", "examples"} <= set(RULES)
+    # scripts/ drives several rooms and is imported by none.
+    assert rooms - {"tests", "docs", "build", "dist", "examples", "scripts"} <= set(RULES)
 
 
 def test_every_file_keeps_to_its_rooms_rule() -> None:
