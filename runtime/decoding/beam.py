@@ -10,7 +10,9 @@ Equal to it given the same logits, with these remarks:
 * Every picture stops by its own state. transformers decodes a batch until all pictures are done,
   which leaves a picture's result alone but in one case: where all its candidates hit a stop string
   at once, its dead beams may go on in a batch, and do not alone. Here they never do.
-* A continuation of probability zero is never returned: there may be fewer than were asked for.
+* What transformers fills up with where fewer sequences are possible than were asked for (beams of
+  probability zero, copies of a beam, beams that go on after their end) takes part in the search as
+  there, but is never returned: there are fewer results then.
 
 Where transformers keeps the beams in order of their score, each here stays in the row of its parent
 if no better sibling does, so that few rows of the cache have to be copied.
@@ -71,6 +73,7 @@ class _Node:
     logprob: float
     alternatives: Alternatives
     stopped: bool
+    filler: bool
 
 
 @dataclass
@@ -121,7 +124,7 @@ class _Picture:
         self._length += 1
         stops = self._stops(beams, tokens, history, first_row)
         hits = stops | (self._length >= self._longest)
-        nodes = self._nodes(step, beams, tokens, stops)
+        nodes = self._nodes(step, flat, found, stops)
         running = found + hits.astype(np.float32) * _NEVER
         kept = top_k(running, width)
         self._finish(found, hits, nodes)
@@ -157,18 +160,26 @@ class _Picture:
     def _nodes(
         self,
         step: _Logits,
-        beams: NDArray[np.int64],
-        tokens: NDArray[np.int64],
+        flat: NDArray[np.int64],
+        found: NDArray[np.float32],
         stops: NDArray[np.bool_],
     ) -> list[_Node]:
-        rows = self._rows[beams]
+        """The candidates: their places among beams × vocabulary, scores, and which have ended."""
+        beams, tokens = np.divmod(flat, step.own.shape[1])
+        rows, fillers = self._rows[beams], (found <= _NEVER / 2).tolist()
         own = step.own[rows, tokens].tolist()
         count = self._controls.top_logprobs
         others = {row: top_logprobs(step.logits[row], count) for row in set(rows.tolist()) if count}
         return [
-            _Node(self._running[beam], token, logprob, others.get(row, ()), stop)
-            for beam, row, token, logprob, stop in zip(
-                beams.tolist(), rows.tolist(), tokens.tolist(), own, stops.tolist(), strict=True
+            _Node(self._running[beam], token, logprob, others.get(row, ()), stop, filler)
+            for beam, row, token, logprob, stop, filler in zip(
+                beams.tolist(),
+                rows.tolist(),
+                tokens.tolist(),
+                own,
+                stops.tolist(),
+                fillers,
+                strict=True,
             )
         ]
 
@@ -204,7 +215,7 @@ class _Picture:
         found = [
             (node, float(score))
             for node, score in zip(self._finished, self._finished_scores, strict=True)
-            if node is not None
+            if node is not None and not node.filler
         ][: self._rules.num_return_sequences]
         if not found:
             raise no_choice(self._length)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ Ids = NDArray[np.int64]
 _KEPT_STATES = 512
 # No white space but where the schema's own "x-guidance" asks for it: a model may write it for ever.
 _COMPACT = {"whitespace_flexible": False}
+# Every way to write a text is allowed, not only the tokenizer's own.
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 
 class Constraint(Protocol):
@@ -108,26 +111,10 @@ class _Tokens:
         self.eos_token_id, self.bos_token_id = eos[0], None
         hidden = {place for place, piece in enumerate(pieces) if not piece}
         self.special_token_ids = sorted(hidden | set(eos))
-        self._longest_first = sorted(
-            (i for i, piece in enumerate(pieces) if piece and i not in eos),
-            key=lambda i: len(pieces[i]),
-            reverse=True,
-        )
 
-    def __call__(self, text: bytes | str) -> list[int]:
-        """Some way to write ``text``; llguidance asks only where it forces tokens, which we never
-        let it do.
-        """
-        rest = text.encode("utf-8") if isinstance(text, str) else text
-        found: list[int] = []
-        while rest:
-            fitting = (i for i in self._longest_first if rest.startswith(self.tokens[i]))
-            token = next(fitting, None)
-            if token is None:
-                return found
-            found.append(token)
-            rest = rest[len(self.tokens[token]) :]
-        return found
+    def __call__(self, text: bytes | str) -> list[int]:  # noqa: ARG002 - called, but not needed
+        """How to write ``text``: asked only to force tokens, which `_UNFORCED` switches off."""
+        return []
 
 
 class Grammar:
@@ -156,12 +143,16 @@ class Grammar:
         try:
             if regex is not None:
                 text = f" (?:{regex})" if leading_space else regex
-                grammar = matcher.grammar_from_regex(text)
+                made = json.loads(matcher.grammar_from_regex(text))["grammars"][0]
+                lark = made["lark_grammar"]
             else:
                 schema = json_schema if isinstance(json_schema, str) else dict(json_schema or {})
-                grammar = matcher.grammar_from_json_schema(schema, defaults=_COMPACT)
+                compiled = matcher.grammar_from_json_schema(schema, defaults=_COMPACT)
+                made = json.loads(compiled)["grammars"][0]
+                lark = f"start: %json {json.dumps(made['json_schema'])}"
         except ValueError as error:
             raise OptionError(f"{what} is not understood: {error}.") from error
+        grammar = matcher.grammar_from_lark(_UNFORCED + lark)
         self._end, self._size = vocabulary.end, len(vocabulary.pieces)
         self._states: OrderedDict[tuple[int, ...], tuple[Any, Ids]] = OrderedDict()
         start = matcher(vocabulary.tokenizer, grammar, log_level=0)
