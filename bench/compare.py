@@ -1,8 +1,8 @@
 """Is B slower than A? From two results, or from two bundles that are run in turns.
 
-A difference counts where it is larger than 5 % *and* significant: the bootstrap interval over blocks
-excludes 1 and the rank test agrees (`primelens.bench.estimators`). Results of different environments
-or specs are refused: what differs between them could be the cause.
+A difference counts where it is larger than 5 % *and* significant: the bootstrap interval over
+blocks excludes 1 and the rank test agrees (`primelens.bench.estimators`). Results of different
+environments or specs are refused: what differs between them could be the cause.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def as_csv(result: Result) -> str:
 
 
 def as_pyperf(result: Result) -> str:
-    """pyperf's JSON format 1.0: one benchmark per cell, one run per block, E2E seconds as values."""
+    """pyperf's JSON, version 1.0: a benchmark per cell, a run per block, E2E seconds as values."""
     metadata = {
         "unit": "second",
         "cpu_model_name": result.environment["cpu"],

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["graph_operations"]
+__all__ = ["graph_operations", "weight_operations"]
 
 Shapes = Mapping[str, list[int]]
 
@@ -58,3 +58,22 @@ def _attention(query: list[int], key: list[int]) -> int:
         return 4 * batch * heads * length * key[2] * width
     batch, length, width = query
     return 4 * batch * length * key[1] * width
+
+
+def weight_operations(path: Path) -> int:
+    """Operations that one row spends on the constant matrices of an ONNX file, quantised or not."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:  # a narrow weight is widened first
+        if node.op_type == "Cast" and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
+    total = 0
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm", "MatMulInteger"):
+            total += 2 * sizes.get(node.input[1], 0)
+        elif node.op_type == "MatMulNBits":
+            shape = {a.name: a.i for a in node.attribute if a.name in ("K", "N")}
+            total += 2 * shape["K"] * shape["N"]
+    return total

@@ -8,8 +8,8 @@ environment           `primelens.bench.environment.Environment`
 load                  ``others_before``, ``others_after``: share of the cores that other processes
                       used; ``busy``: more than 15 %; ``concluded``: ratios may be relied on
 limits                `primelens.bench.bandwidth.Limits`, bytes or operations per second
-work                  what a picture and a step cost: ``tower_operations``,
-                      ``connector_operations``, ``step`` {weights, self_cache, cross_cache, total}
+work                  what a picture and a step cost (`primelens.bench.shares.Work`): operations,
+                      and bytes: ``step`` {weights, self_cache, cross_cache, total}
 systems               name → ``description``, and ``error`` where it failed: null or its own words
 cells                 one per system, scenario, lengths and batch: ``figures``
                       (`primelens.bench.figures.summarise`, seconds), ``blocks``: E2E seconds per
@@ -19,6 +19,7 @@ ratios                every other system over the first, cell by cell: ``ratio``
 quality               how every system's captions compare with the reference's; ``golden``: replay
 memory                system → peak and growth of resident bytes
 cache                 what kept embeddings save, where that was asked for
+coldstart             `primelens.bench.coldstart.ColdStart`, where that was asked for
 ===================== ============================================================================
 
 Every sample, failures too, is beside it in ``samples.parquet`` (`primelens.bench.samples`).
@@ -59,6 +60,7 @@ class Result:
     quality: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, Any] = field(default_factory=dict)
+    coldstart: Mapping[str, Any] = field(default_factory=dict)
     kind: str = KIND
     version: int = VERSION
 

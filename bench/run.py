@@ -11,6 +11,7 @@ from typing import Any
 
 from primelens.bench.bandwidth import Limits, measure_limits
 from primelens.bench.cells import Cell, CellRun, cells_of, run_cell, server_load
+from primelens.bench.coldstart import measure_cold_start
 from primelens.bench.environment import capture, load_now, usable_cores
 from primelens.bench.estimators import compare_blocks
 from primelens.bench.figures import latency_blocks, summarise
@@ -26,7 +27,16 @@ from primelens.bench.system import Clock, Sample, System, SystemClock
 from primelens.bench.workers import WorkerSystem
 from primelens.errors import OptionError, PrimelensError
 
-__all__ = ["Outcome", "RunOptions", "Subject", "open_systems", "prepare", "run_spec"]
+__all__ = [
+    "Outcome",
+    "RunOptions",
+    "Say",
+    "Subject",
+    "open_systems",
+    "prepare",
+    "run_bundles",
+    "run_spec",
+]
 
 Say = Callable[[str], None]
 
@@ -131,49 +141,82 @@ def _open(name: str, subject: Subject, threads: int, folder: Path | None) -> Wor
 
 
 def run_spec(spec: Spec, options: RunOptions, *, quick: bool = False, say: Say = print) -> Outcome:
-    """Run a spec and return what was found; nothing is written but pictures and made models.
+    """Run a spec: primelens first, then the peers.
 
     Raises:
         OptionError: the spec cannot be run; peers that fail do not raise, they are results.
     """
-    before = load_now()
-    if before.busy and not options.force:
-        say(f"the machine is busy: others use {before.others:.0%} of the cores")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.work_folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         subject = prepare(spec, folder, say)
-        say("measuring the machine's limits")
-        limits = measure_limits(spec.threads, quick=quick)
-        systems, failed = open_systems(spec, subject, options, say)
-        descriptions = {name: system.describe().as_dict() for name, system in systems.items()}
-        pictures = PictureSource(Path(temporary) / "pictures", spec.seed)
-        clock = SystemClock()
+
+        def opened() -> tuple[dict[str, WorkerSystem], dict[str, str]]:
+            return open_systems(spec, subject, options, say)
+
+        return _measure(spec, options, subject.bundle, opened, quick=quick, say=say)
+
+
+def run_bundles(
+    spec: Spec, bundles: Mapping[str, str], options: RunOptions, *, say: Say = print
+) -> Outcome:
+    """Run a spec's scenarios over several bundles (name → bundle) in turns.
+
+    Raises:
+        EngineError: one of them does not open.
+    """
+
+    def opened() -> tuple[dict[str, WorkerSystem], dict[str, str]]:
+        threads = spec.threads or usable_cores()
+        systems: dict[str, WorkerSystem] = {}
         try:
-            runs = run_cells(spec, systems, pictures, clock, say)
-            work = work_of(subject.bundle, spec)
-            quality = {}
-            if "accuracy" in spec.scenarios:
-                quality = measure_quality(systems, spec, pictures)
-                quality["golden"] = golden_replay(subject.bundle)
-            memory = {}
-            if "memory" in spec.scenarios:
-                memory = memory_of(systems, spec, pictures)
+            for name, bundle in bundles.items():
+                settings = {"model": bundle, "name": name, "threads": threads}
+                systems[name] = WorkerSystem("primelens", settings)
+        except BaseException:
+            for system in systems.values():
+                system.close()
+            raise
+        return systems, {}
+
+    return _measure(spec, options, next(iter(bundles.values())), opened, quick=False, say=say)
+
+
+def _measure(
+    spec: Spec,
+    options: RunOptions,
+    bundle: str,
+    opened: Callable[[], tuple[dict[str, WorkerSystem], dict[str, str]]],
+    *,
+    quick: bool,
+    say: Say,
+) -> Outcome:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    before = load_now()
+    if before.busy and not options.force:
+        say(f"the machine is busy: others use {before.others:.0%} of the cores")
+    say("measuring the machine's limits")
+    limits = measure_limits(spec.threads, quick=quick)
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = PictureSource(Path(temporary) / "pictures", spec.seed)
+        systems, failed = opened()
+        try:
+            descriptions = {name: system.describe().as_dict() for name, system in systems.items()}
+            runs = run_cells(spec, systems, pictures, SystemClock(), say)
+            extras = _extras(spec, bundle, systems, pictures, say)
         finally:
             for system in systems.values():
                 system.close()
-        cache = {}
-        if "cache" in spec.scenarios:
-            say("cache: misses, hits, and both")
-            cache = measure_cache(subject.bundle, spec, Path(temporary), clock)
+        extras |= _processes(spec, bundle, pictures, Path(temporary), quick=quick, say=say)
     after = load_now()
-    busy = before.busy or after.busy
+    work = work_of(bundle, spec)
     precisions = {name: str(found["precision"]) for name, found in descriptions.items()}
     lost = {name: why for run in runs for name, why in run.lost.items()}
+    busy = before.busy or after.busy
     result = Result(
         spec=_plain(asdict(spec)),
         spec_digest=spec.digest,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        started=started,
         quick=quick,
         environment=capture().as_dict(),
         load={
@@ -187,11 +230,45 @@ def run_spec(spec: Spec, options: RunOptions, *, quick: bool = False, say: Say =
         systems=_systems(descriptions, {**failed, **lost}),
         cells=[row for run in runs for row in _rows(run, limits, work, precisions)],
         ratios=[row for run in runs for row in _ratios(run, spec.seed)],
-        quality=quality,
-        memory=memory,
-        cache=cache,
+        **extras,
     )
     return Outcome(result, [sample for run in runs for sample in run.samples])
+
+
+def _extras(
+    spec: Spec,
+    bundle: str,
+    systems: Mapping[str, WorkerSystem],
+    pictures: PictureSource,
+    say: Say,
+) -> dict[str, Any]:
+    """What is asked of the open systems beside the cells."""
+    found: dict[str, Any] = {}
+    if "accuracy" in spec.scenarios:
+        say("accuracy of the same configurations")
+        found["quality"] = measure_quality(systems, spec, pictures)
+        found["quality"]["golden"] = golden_replay(bundle)
+    if "memory" in spec.scenarios:
+        say("memory over a long run")
+        found["memory"] = memory_of(systems, spec, pictures)
+    return found
+
+
+def _processes(
+    spec: Spec, bundle: str, pictures: PictureSource, folder: Path, *, quick: bool, say: Say
+) -> dict[str, Any]:
+    """What needs processes of its own, when all others are gone."""
+    found: dict[str, Any] = {}
+    if "cache" in spec.scenarios:
+        say("cache: off, misses, hits, and a mixture")
+        found["cache"] = measure_cache(bundle, spec, folder, SystemClock())
+    if "coldstart" in spec.scenarios:
+        say("cold start: fresh processes")
+        (picture,) = pictures.fresh(1)
+        repetitions = 5 if quick else 9
+        cold = measure_cold_start(bundle, Path(picture), repetitions=repetitions)
+        found["coldstart"] = cold.as_dict()
+    return found
 
 
 def run_cells(

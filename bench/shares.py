@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from primelens.bench.bandwidth import Limits
-from primelens.bench.graph_work import graph_operations
+from primelens.bench.graph_work import graph_operations, weight_operations
 from primelens.bench.spec import Spec
 from primelens.bench.step_bytes import StepBytes, graph_weights, step_bytes
 from primelens.bundle import Bundle, open_bundle
@@ -32,6 +32,8 @@ class Work:
 
     Attributes:
         tower_operations, connector_operations: per picture; 0 where shapes are not known.
+        tower_weights: bytes of the tower's weights, read once per batch.
+        step_operations: per row, of the products with weights.
         step: bytes that a step at batch 1 reads, in the middle of a forced caption.
         past: tokens behind that step.
         precision: of the decoder's weights.
@@ -39,6 +41,8 @@ class Work:
 
     tower_operations: int
     connector_operations: int
+    tower_weights: int
+    step_operations: int
     step: StepBytes
     past: int
     precision: str
@@ -64,7 +68,9 @@ def work_of(model: str, spec: Spec) -> Work:
     )
     graphs = (manifest.tower.graph, head.connector)
     tower, connector = (graph_operations(bundle.path(g)) if g else 0 for g in graphs)
-    return Work(tower, connector, counted, past, head.precision)
+    read = graph_weights(bundle.path(manifest.tower.graph)).whole if manifest.tower.graph else 0
+    products = weight_operations(bundle.path(head.decoder.graph))
+    return Work(tower, connector, read, products, counted, past, head.precision)
 
 
 def _cross_bytes(bundle: Bundle, connector: str | None) -> list[int]:

@@ -26,7 +26,17 @@ __all__ = ["SPECS", "Spec", "read_spec"]
 
 SPECS = Path(__file__).with_name("specs")
 
-_SCENARIOS = {"single", "multi", "server", "offline", "encode", "accuracy", "memory", "cache"}
+_SCENARIOS = {
+    "single",
+    "multi",
+    "server",
+    "offline",
+    "encode",
+    "accuracy",
+    "memory",
+    "cache",
+    "coldstart",
+}
 _LENGTHS = {"forced", "natural"}
 
 
@@ -41,7 +51,7 @@ class Spec:
             `primelens.export.reference_works`, or None: then there are no peers.
         precision: of the export.
         scenarios: which of `primelens.bench.scenarios`, ``encode``, ``accuracy``, ``memory``,
-            ``cache``.
+            ``cache``, ``coldstart``.
         lengths: ``forced`` runs to ``tokens``, ``natural`` to the model's own end; kept apart.
         tokens: of a forced caption.
         beams: 1 is greedy.

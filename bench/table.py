@@ -175,7 +175,14 @@ def _cache(result: Result) -> Iterator[str]:
         )
 
 
-_PARTS = (_head, _systems, _cells, _stages, _ratios, _quality, _memory, _cache)
+def _coldstart(result: Result) -> Iterator[str]:
+    if result.coldstart:
+        median = result.coldstart["median_ms"]
+        split = ", ".join(f"{part} {value:.0f}" for part, value in median.items())
+        yield f"cold start, {len(result.coldstart['seconds'])} fresh processes, ms: {split}"
+
+
+_PARTS = (_head, _systems, _cells, _stages, _ratios, _quality, _memory, _cache, _coldstart)
 
 
 def _milliseconds(seconds: Any) -> str:
