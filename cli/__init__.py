@@ -4,7 +4,18 @@ Importing this package loads click and nothing else of weight: a room is importe
 needs it, when it is called, so that the way from process start to the first caption stays short.
 """
 
-from primelens.cli import caption, demo, export, info, verify
+from primelens.cli import bench, cache, caption, demo, encode, evaluate, export, info, verify
 from primelens.cli.app import main
 
-__all__ = ["caption", "demo", "export", "info", "main", "verify"]
+__all__ = [
+    "bench",
+    "cache",
+    "caption",
+    "demo",
+    "encode",
+    "evaluate",
+    "export",
+    "info",
+    "main",
+    "verify",
+]
