@@ -15,6 +15,7 @@ from primelens.export.answers import Answers
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.draft import Draft, draft_bundle
 from primelens.export.options import ExportOptions, GateOptions
+from primelens.export.pictures import random_pictures
 from primelens.export.pipeline import answers_of
 from primelens.export.reference_works import build
 from primelens.export.registry import ModelSplit
@@ -41,9 +42,8 @@ class Work:
     answers: dict[str, Answers]
 
 
-def choose_end_token(folder: Path, answers: Answers) -> None:
-    """Make a token the end token that ends some of the default texts early, and not all of them."""
-    texts = [list(tokens) for tokens in answers.natural]
+def choose_end_token(folder: Path, texts: list[list[int]]) -> None:
+    """Make a token the end token that ends some of the texts early, and not all of them."""
     suitable = [
         token
         for token in dict.fromkeys(token for text in texts for token in text)
@@ -65,9 +65,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def of(name: str) -> Path:
         folder = build(name, tmp_path_factory.mktemp("checkpoints") / name, seed=0)
         checkpoint = open_checkpoint(folder)
-        split = checkpoint.family.split(checkpoint.model)
-        answers = answers_of(checkpoint, split, OPTIONS.gate)
-        choose_end_token(folder, answers["caption"])
+        size = checkpoint.preprocessing.output_size
+        assert size is not None
+        pixels = checkpoint.preprocessing.batch(random_pictures(4, size, OPTIONS.gate.seed))
+        head = checkpoint.family.split(checkpoint.model).heads["caption"]
+        length = {"max_new_tokens": 20}
+        choose_end_token(folder, head.reference.generate(pixels, length, plain=True))
         return folder
 
     return of

@@ -158,11 +158,9 @@ def test_the_same_tower_under_two_decoders_has_one_identity(
 ) -> None:
     """So that what is kept for one text side serves the other."""
     assert identity(works("tiny-vitgpt2")) == identity(works("tiny-vitbert"))
-    taps = [
-        works(n).draft.tower.taps["last_hidden_state"] for n in ("tiny-vitgpt2", "tiny-vitbert")
-    ]
-    assert taps[0] == taps[1]
-    assert taps[0].identity == identity(works("tiny-vitgpt2"))
+    first, second = (works(name).draft.tower.taps for name in ("tiny-vitgpt2", "tiny-vitbert"))
+    assert first == second
+    assert first["last_hidden_state"].identity == identity(works("tiny-vitgpt2"))
 
 
 def test_one_bit_of_any_weight_changes_the_identity(works: Callable[[str], Work]) -> None:
@@ -211,11 +209,12 @@ def test_older_names_of_the_same_tensors_are_the_same(works: Callable[[str], Wor
     from primelens.export.towers import canonical
 
     model = works("tiny-vitgpt2").checkpoint.model.encoder
+    patch = model.embeddings.patch_embeddings.projection
     older = {
         "embeddings.cls_token": model.embeddings.cls_token,
         "embeddings.position_embeddings": model.embeddings.position_embeddings,
-        "embeddings.patch_embeddings.projection.weight": model.embeddings.patch_embeddings.projection.weight,
-        "embeddings.patch_embeddings.projection.bias": model.embeddings.patch_embeddings.projection.bias,
+        "embeddings.patch_embeddings.projection.weight": patch.weight,
+        "embeddings.patch_embeddings.projection.bias": patch.bias,
         "layernorm.weight": model.layernorm.weight,
         "layernorm.bias": model.layernorm.bias,
     }
