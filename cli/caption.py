@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -39,6 +39,7 @@ class CaptionRequest:
     threads: int | None = None
     revision: str | None = None
     cache: str | None = None
+    cache_dtype: Literal["fp32", "fp16", "int8"] = "fp32"
     as_json: bool = False
     stream: bool = False
 
@@ -78,6 +79,13 @@ class CaptionRequest:
     metavar="FOLDER",
     help="Keep what the locked tower says about each picture there, and use what is kept.",
 )
+@click.option(
+    "--cache-dtype",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What embeddings are stored as; only fp32 is exact.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
 @click.option("--stream", is_flag=True, help="Show each caption while it is being written.")
 @click.pass_context
@@ -114,7 +122,9 @@ def _run(request: CaptionRequest, entries: Entries, options: CaptionOptions) -> 
     import primelens
 
     loading = primelens.LoadOptions(threads=request.threads, revision=request.revision)
-    cache = primelens.CacheOptions(request.cache) if request.cache else None
+    cache = None
+    if request.cache:
+        cache = primelens.CacheOptions(request.cache, dtype=request.cache_dtype)
     model = primelens.load(request.model, options=loading, cache=cache)
     output = _Output(model.name, labelled=len(entries) > 1, as_json=request.as_json)
     if request.stream:
