@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from primelens.store.exchange import Imported
     from primelens.store.index import Row
 
+    SizeBase = click.ParamType[int]
+else:
+    SizeBase = click.ParamType  # generic only in click's newer releases
+
 __all__ = ["Size", "cache", "readable"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class Size(click.ParamType):
+class Size(SizeBase):
     """Bytes, or a number with K, M, G or T (powers of 1024): ``500M``."""
 
     name = "size"

@@ -71,5 +71,6 @@ def _broken(builds: Mapping[str, str], cause: object) -> DependencyError:
     extra = BUILDS[next(iter(builds), "onnxruntime")]
     return DependencyError(
         f"{named} is installed but cannot be imported: {cause}.",
-        remedy=f"Run `pip uninstall onnxruntime onnxruntime-gpu`, then `pip install 'primelens[{extra}]'`.",
+        remedy="Run `pip uninstall onnxruntime onnxruntime-gpu`, then "
+        f"`pip install 'primelens[{extra}]'`.",
     )
