@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import primelens
-from primelens.bundle import MANIFEST_NAME, open_bundle
+from primelens.bundle import MANIFEST_NAME, file_record, open_bundle
 from primelens.errors import GateError, OptionError, PrimelensError, UnsupportedError
 from primelens.export import ExportOptions, GateOptions, export_checkpoint, verify_against
 from primelens.export import pipeline as pipeline_module
@@ -85,10 +85,6 @@ def test_the_golden_outputs_replay(bundle: Path) -> None:
 
 
 def test_a_changed_golden_value_is_noticed(bundle: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    from primelens.bundle import file_record
-
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     golden = load_file(copy / "golden.safetensors")
     golden["logits.caption.1"][0, 3] += 0.01
@@ -255,3 +251,22 @@ def test_unknown_options_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_torch_threads_are_left_alone(bundle: Path) -> None:
     assert torch.get_num_threads() == 2
+
+
+def test_a_domain_detector_travels_with_the_bundle(
+    checkpoints: Callable[[str], Path], bundle: Path, tmp_path: Path
+) -> None:
+    tap = open_bundle(bundle).manifest.tower.taps["last_hidden_state"]
+    width = tap.shape[-1]
+    fitted = {
+        "mean.last_hidden_state": np.full(2 * width, 100, np.float32),
+        "scale.last_hidden_state": np.ones(2 * width, np.float32),
+    }
+    save_file(fitted, tmp_path / "fitted.safetensors")
+    domain = Domain("Far away.", "outside", "domain.safetensors", threshold=10.0)
+    options = ExportOptions(domain=domain, detector_file=tmp_path / "fitted.safetensors", gate=GATE)
+    export_checkpoint(checkpoints(NAME), tmp_path / "out", options)
+    model = primelens.load(tmp_path / "out", options=primelens.LoadOptions(threads=1))
+    assert model.caption(np.zeros((9, 9, 3), np.uint8)).notice is not None
+    unfitted = primelens.load(bundle, options=primelens.LoadOptions(threads=1))
+    assert unfitted.caption(np.zeros((9, 9, 3), np.uint8)).notice is None
