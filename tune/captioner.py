@@ -42,7 +42,24 @@ def build_tower() -> FeatureMapTower:
     backbone = ResNetConfig(
         embedding_size=32, hidden_sizes=[48, 96, WIDTH], depths=[1, 2, 2], layer_type="basic"
     )
-    return FeatureMapTower(FeatureMapTowerConfig(backbone, grid_size=(GRID, GRID)))
+    tower = FeatureMapTower(FeatureMapTowerConfig(backbone, grid_size=(GRID, GRID)))
+    with torch.no_grad():
+        tower.position_table.add_(position_waves())
+    return tower
+
+
+def position_waves() -> torch.Tensor:
+    """Sines and cosines of row and column, ``[64, 192]``: what the position table starts from.
+
+    A table that starts near zero stays twenty times weaker than the states it is added to, and a
+    decoder cannot tell left from right by it.
+    """
+    quarter = WIDTH // 4
+    angles = torch.arange(GRID)[:, None] * torch.logspace(0.4, -1.2, quarter)[None, :]
+    wave = 0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = wave[:, None, :].expand(GRID, GRID, -1)
+    columns = wave[None, :, :].expand(GRID, GRID, -1)
+    return torch.cat([rows, columns], dim=2).reshape(GRID * GRID, WIDTH)
 
 
 def build_decoder(dropout: float = 0.0) -> GPT2LMHeadModel:

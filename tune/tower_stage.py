@@ -1,9 +1,10 @@
 """Stage 1 of the default captioner: a tower learns to see, from nothing.
 
-Captions alone teach a tower slowly. Here every cell of its last map is also told what it shows and
-how many of that kind stand together (:func:`~primelens.tune.scenes.targets.cell_targets`), and the
-whole map is told place and time. These heads are thrown away; the tower and the caption decoder
-that was trained along with it are kept, as running means of their weights.
+Captions alone teach a tower slowly. Here every cell of its last map is also told what it shows, how
+many of that kind stand together and what they are to the scene's relation
+(:func:`~primelens.tune.scenes.targets.cell_targets`), and the whole map is told place and time.
+These heads are thrown away; the tower and the caption decoder that was trained along with it are
+kept, as running means of their weights.
 
 A run is exactly resumable: a checkpoint holds weights, means, optimiser and step, and the stream
 of scenes is a function of the step.
@@ -31,6 +32,7 @@ from primelens.tune.captioner import (
 from primelens.tune.running import Run, append, schedule
 from primelens.tune.scenes.objects import KINDS
 from primelens.tune.scenes.stream import Batch, StreamSpec, stream
+from primelens.tune.scenes.targets import RELATIONS, ROLES
 from primelens.tune.scenes.world import MAX_COUNT, PLACES, TIMES
 
 _CHECKPOINT = "tower_stage.pt"
@@ -48,7 +50,7 @@ class TowerStage:
         threads: torch's threads. More than the machine has idle cores is far slower than one.
     """
 
-    steps: int = 2700
+    steps: int = 4200
     batch_size: int = 64
     seed: int = 0
     rate: float = 1.5e-3
@@ -73,15 +75,21 @@ class TowerTrainee(nn.Module):
         self.kind_head = nn.Linear(WIDTH, len(KINDS) + 1)
         self.count_head = nn.Linear(WIDTH, MAX_COUNT + 1)
         self.scene_head = nn.Linear(WIDTH, len(PLACES) + len(TIMES))
+        self.role_head = nn.Linear(WIDTH, len(ROLES) + len(RELATIONS))
 
     def losses(self, batch: Batch, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """The parts of the loss, each a scalar, and the shares of right cells."""
         states = self.tower(pixel_values=pixels(batch))[0]
         kinds = torch.from_numpy(batch.kinds).long().flatten()
         counts = torch.from_numpy(batch.counts).long().flatten()
+        roles = torch.from_numpy(batch.roles).long().flatten()
+        relations = torch.from_numpy(batch.relations).long().repeat_interleave(states.shape[1])
         shown = kinds > 0
         kind_logits = self.kind_head(states).flatten(0, 1)
         count_logits = self.count_head(states).flatten(0, 1)[shown]
+        role_logits, relation_logits = (
+            self.role_head(states).flatten(0, 1)[shown].split([len(ROLES), len(RELATIONS)], dim=1)
+        )
         scene_logits = self.scene_head(states.mean(dim=1))
         place_logits, time_logits = scene_logits.split([len(PLACES), len(TIMES)], dim=1)
         words = self.decoder(
@@ -92,17 +100,29 @@ class TowerTrainee(nn.Module):
         return {
             "kind": each_kind[shown].mean() + 0.5 * each_kind[~shown].mean(),
             "count": F.cross_entropy(count_logits.float(), counts[shown]),
+            "role": F.cross_entropy(role_logits.float(), roles[shown]),
+            "relation": F.cross_entropy(relation_logits.float(), relations[shown]),
             "place": F.cross_entropy(place_logits.float(), torch.from_numpy(batch.places).long()),
             "time": F.cross_entropy(time_logits.float(), torch.from_numpy(batch.times).long()),
             "caption": F.cross_entropy(words.float().flatten(0, 1), labels.flatten()),
             "kinds_right": (kind_logits.argmax(1) == kinds)[shown].float().mean(),
             "background_right": (kind_logits.argmax(1) == kinds)[~shown].float().mean(),
             "counts_right": (count_logits.argmax(1) == counts[shown]).float().mean(),
+            "roles_right": (role_logits.argmax(1) == roles[shown]).float().mean(),
+            "relations_right": (relation_logits.argmax(1) == relations[shown]).float().mean(),
             "words_right": (words.argmax(2) == labels)[spoken].float().mean(),
         }
 
 
-LOSS_WEIGHTS = {"kind": 1.0, "count": 1.0, "place": 0.1, "time": 0.1, "caption": 1.0}
+LOSS_WEIGHTS = {
+    "kind": 1.0,
+    "count": 1.0,
+    "role": 0.5,
+    "relation": 0.25,
+    "place": 0.1,
+    "time": 0.1,
+    "caption": 1.0,
+}
 """What each part counts for. The caption part trains the decoder; the others the tower."""
 
 

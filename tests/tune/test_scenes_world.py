@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from primelens.tune.scenes.objects import KINDS
-from primelens.tune.scenes.targets import cell_targets
+from primelens.tune.scenes.targets import RELATIONS, cell_targets
 from primelens.tune.scenes.world import (
     MAX_COUNT,
     MAX_GLYPHS,
@@ -140,9 +140,19 @@ def test_holds_on_a_hand_made_scene() -> None:
 
 def test_cells_know_what_covers_them() -> None:
     shown = made_of(square(24, 24, 40, 4), square(120, 120, 8, 9))
-    kinds, counts = cell_targets(shown, 8)
+    cells = cell_targets(shown, 8)
+    kinds, counts = cells.kinds, cells.counts
     assert kinds[1, 1] == 5
     assert counts[1, 1] == 1
     assert kinds[7, 7] == 10  # smaller than a cell, yet found by its centre
     assert kinds[4, 4] == 0
     assert (counts[kinds == 0] == 0).all()
+
+
+def test_cells_know_their_role_in_the_statement() -> None:
+    groups = (square(20, 60, 30, 0), square(64, 62, 30, 1), square(110, 58, 30, 2))
+    shown = Scene("train", 0, 0, groups, Statement("between", (1,), (0, 2)), "meadow", "day")
+    cells = cell_targets(shown, 8)
+    assert [int(cells.roles[3, column]) for column in (1, 3, 6)] == [3, 1, 4]
+    assert RELATIONS[cells.relation] == "between"
+    assert RELATIONS[cell_targets(made_of(groups[0]), 8).relation] is None

@@ -55,7 +55,8 @@ class Batch:
         index: index of its first scene.
         pixels: ``[B, size, size, 3]`` uint8.
         kinds: ``[B, grid, grid]`` uint8, see :func:`~primelens.tune.scenes.targets.cell_targets`.
-        counts: ``[B, grid, grid]`` uint8.
+        counts: ``[B, grid, grid]`` uint8; likewise ``roles``.
+        relations: ``[B]`` uint8, index into ``RELATIONS``.
         places: ``[B]`` uint8, index into ``PLACES``.
         times: ``[B]`` uint8, index into ``TIMES``.
         captions: ``B`` tuples of captions.
@@ -65,6 +66,8 @@ class Batch:
     pixels: np.ndarray
     kinds: np.ndarray
     counts: np.ndarray
+    roles: np.ndarray
+    relations: np.ndarray
     places: np.ndarray
     times: np.ndarray
     captions: tuple[tuple[str, ...], ...]
@@ -81,8 +84,10 @@ def make_batch(spec: StreamSpec, number: int) -> Batch:
     return Batch(
         index=first,
         pixels=np.stack([np.asarray(render(s, spec.picture_size)) for s in scenes]),
-        kinds=np.stack([kinds for kinds, _ in cells]),
-        counts=np.stack([counts for _, counts in cells]),
+        kinds=np.stack([c.kinds for c in cells]),
+        counts=np.stack([c.counts for c in cells]),
+        roles=np.stack([c.roles for c in cells]),
+        relations=np.array([c.relation for c in cells], dtype=np.uint8),
         places=np.array([PLACES.index(s.place) for s in scenes], dtype=np.uint8),
         times=np.array([TIMES.index(s.time) for s in scenes], dtype=np.uint8),
         captions=tuple(tuple(caption(s, v) for v in range(spec.captions)) for s in scenes),
