@@ -84,7 +84,8 @@ def _draw(result: Result, draw: _Drawing, theme: Theme, name: str) -> bytes | No
             "The report's charts need matplotlib, which is not installed.",
             remedy="Run `pip install 'primelens[bench]'`.",
         ) from error
-    with mpl.rc_context(_style(theme, name)):
+    style: Any = _style(theme, name)  # the stubs want each key as a literal
+    with mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = figure.add_subplot()
         if not draw(axes, result, theme):

@@ -28,13 +28,15 @@ from primelens.errors import DependencyError, StoreError
 from primelens.store.codec import stored
 from primelens.store.entry_file import Entry, Head
 from primelens.store.exchange import Imported, whole_entries
-from primelens.store.key import EntryKey, Frame
+from primelens.store.key import EntryKey, Frame, StoredDtype
 from primelens.store.store import EmbeddingStore
 
 __all__ = ["export_folder", "import_folder"]
 
-_COLUMNS = ("key", "source", "tower", "tap", "variant", "dtype", "frame", "width", "height")
-_COLUMNS += ("max_error", "relative_error")
+_COLUMNS = (
+    *("key", "source", "tower", "tap", "variant", "dtype", "frame", "width", "height"),
+    *("max_error", "relative_error"),
+)
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -192,7 +194,7 @@ def _entry(row: dict[str, Any], values: NDArray[Any]) -> Entry:
     if key.digest != row["key"]:
         raise ValueError("the parts of the key do not make the key")
     # int8 values are kept as the floats they stand for: quantising them again could move them.
-    exact = "fp16" if key.dtype == "fp16" else "fp32"
+    exact: StoredDtype = "fp16" if key.dtype == "fp16" else "fp32"
     kept = stored(np.array(values, np.float32), exact)
     size = int(row["width"]), int(row["height"])
     return Entry(Head(key, size, float(row["max_error"]), float(row["relative_error"])), kept)
