@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from primelens.bench.plots import CHARTS
+from primelens.bench.report import render_report
+from primelens.bench.run import Outcome
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+# Appended to a copy of the page: what a browser made of it, as text.
+_PROBE = """<script>addEventListener("load", async () => {
+  const images = [...document.querySelectorAll("figure img")];
+  await Promise.all(images.map(image => image.decode().catch(() => null)));
+  const found = Object.fromEntries(images.map(image => [image.closest("figure").dataset.chart,
+    {width: image.naturalWidth, shown: image.getBoundingClientRect().width,
+     dark: image.currentSrc !== image.src}]));
+  const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  const probe = document.createElement("pre");
+  probe.id = "probe";
+  const ink = getComputedStyle(document.body).color;
+  probe.textContent = JSON.stringify({charts: found, wide, ink});
+  document.body.append(probe);
+});</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(outcome: Outcome) -> str:
+    return render_report(outcome.result)
+
+
+def browse(page: str, folder: Path, *flags: str) -> tuple[dict[str, object], str]:
+    """What the probe saw, and what the browser logged."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed (apt-get install chromium)")
+    file = folder / "report.html"
+    file.write_text(page.replace("</body>", f"{_PROBE}</body>"), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000"]
+    command += ["--enable-logging=stderr", *flags, "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    seen = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert seen is not None, done.stderr[-2000:]
+    found: dict[str, object] = json.loads(seen[1].replace("&quot;", '"').replace("&gt;", ">"))
+    return found, done.stderr
+
+
+def test_the_page_needs_nothing_else(page: str) -> None:
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_every_chart_is_there(page: str) -> None:
+    assert re.findall(r'data-chart="(\w+)"', page) == list(CHARTS)
+
+
+def test_a_failed_systems_words_are_shown_and_harmless(page: str) -> None:
+    assert "ValueError: &lt;no&gt; way" in page
+    assert "<no>" not in page
+
+
+def test_charts_without_data_are_left_out(outcome: Outcome) -> None:
+    bare = replace(outcome.result, cells=[], cache={}, coldstart={}, ratios=[])
+    assert "data-chart" not in render_report(bare)
+
+
+def test_the_same_result_gives_the_same_page(page: str, outcome: Outcome) -> None:
+    assert render_report(outcome.result) == page
+
+
+def test_a_browser_draws_every_chart_without_complaint(page: str, tmp_path: Path) -> None:
+    found, log = browse(page, tmp_path, "--window-size=1200,900")
+    charts = found["charts"]
+    assert isinstance(charts, dict)
+    assert set(charts) == set(CHARTS)
+    for chart in charts.values():
+        assert chart["width"] > 100
+        assert chart["shown"] > 300
+    assert not found["wide"]
+    assert "CONSOLE" not in log
+
+
+def test_it_fits_a_phone_and_a_dark_page(page: str, tmp_path: Path) -> None:
+    found, _ = browse(
+        page, tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0"
+    )
+    charts = found["charts"]
+    assert isinstance(charts, dict)
+    assert not found["wide"]
+    assert all(chart["dark"] for chart in charts.values())
+    assert found["ink"] == "rgb(230, 233, 238)"
