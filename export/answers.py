@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from primelens.export.checkpoint import Checkpoint
 from primelens.export.registry import HeadSplit
+from primelens.manifest import Generation
 
 __all__ = ["Answers", "Compared", "ask"]
 
@@ -59,6 +60,7 @@ class Answers:
         texts: `natural` as the source's tokenizer decodes it.
         default: K continuations as the checkpoint's generation_config has them (beams, penalties);
             None where it asks for nothing but greedy decoding, or for sampling.
+        generation: decoding defaults of the source.
         inputs: ``[K, T]`` start tokens and `forced` without its last token.
         logits: ``[K, T, V]`` after each of `inputs`.
         natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
@@ -72,6 +74,7 @@ class Answers:
     natural: Sequence[Sequence[int]]
     texts: Sequence[str]
     default: Sequence[Sequence[int]] | None
+    generation: Generation
     inputs: NDArray[np.int64]
     logits: Compared
     natural_logits: Sequence[Array]
@@ -115,6 +118,7 @@ def ask(
         natural=natural,
         texts=[decode(tokens, skip_special_tokens=True).strip() for tokens in natural],
         default=default,
+        generation=generation,
         inputs=inputs,
         logits=Compared(logits, logits_double),
         natural_logits=natural_logits,

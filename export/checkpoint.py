@@ -25,7 +25,7 @@ from primelens.export.weight_files import WeightFiles, find_weights
 from primelens.preprocessing import Preprocessing
 from primelens.processor_config import from_processor_config, processor_origin
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "read_config", "read_preprocessor"]
 
 logger = logging.getLogger("primelens.export")
 
@@ -106,9 +106,9 @@ def open_checkpoint(
     """
     folder = Path(folder)
     problems: list[str] = []
-    raw = _read_json(folder / "config.json", problems)
+    raw = read_config(folder, problems)
     weights = find_weights(folder, problems)
-    settings = _preprocessor(folder, problems)
+    settings = read_preprocessor(folder, problems)
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         problems.append("no tokenizer: tokenizer.json is missing")
     problems += [
@@ -155,7 +155,12 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
     return data
 
 
-def _preprocessor(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+def read_config(folder: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The configuration; None, and a problem, where there is none."""
+    return _read_json(folder / "config.json", problems)
+
+
+def read_preprocessor(folder: Path, problems: list[str]) -> dict[str, Any] | None:
     """The image processor's settings, from its own file or from within the processor's."""
     own, whole = _PREPROCESSOR_FILES
     if not (folder / own).is_file() and (folder / whole).is_file():
