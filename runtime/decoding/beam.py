@@ -76,19 +76,33 @@ class _Node:
     filler: bool
 
 
-@dataclass
 class _Logits:
-    """What one step says about the W rows of a picture.
+    """What one step says about the rows, in buffers that every step uses again.
 
     Attributes:
-        own: ``[W, V]`` the model's log-probabilities.
-        scores: ``[W, V]`` the same after the processors (the same array without).
-        logits: ``[W, V]`` the logits themselves.
+        logits: ``[R, V]`` the logits themselves.
+        own: ``[R, V]`` the model's log-probabilities.
+        scores: ``[R, V]`` the same after the processors (the same array without).
+        totals: ``[W, V]`` room for one picture's scores, its beams' added.
     """
 
-    own: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    def __init__(self, logits: NDArray[np.float32], width: int) -> None:
+        self.logits, self.own = logits, np.empty_like(logits)
+        self._spare = np.empty_like(logits)
+        self.scores = self.own
+        self.totals = np.empty((width, logits.shape[1]), np.float32)
+
+    def read(
+        self, logits: NDArray[np.float32], controls: Controls, history: History | None
+    ) -> None:
+        """Take up the logits of a step."""
+        self.logits = logits
+        log_softmax(logits, self.own, self._spare)
+        if controls.processors and history is not None:
+            np.copyto(self._spare, self.own)
+            self.scores = self._spare
+            for processor in controls.processors:
+                processor(self.scores, history)
 
 
 class _Picture:
@@ -115,16 +129,18 @@ class _Picture:
         None when the picture is done.
         """
         width = self._rules.num_beams
-        totals = step.scores[self._rows] + self._scores[:, None]
-        flat = top_k(totals.reshape(-1), self._candidates)
-        beams, tokens = np.divmod(flat, totals.shape[1])
-        found = totals.reshape(-1)[flat]
+        for beam, row in enumerate((first_row + self._rows).tolist()):
+            np.add(step.scores[row], self._scores[beam], out=step.totals[beam])
+        totals = step.totals.reshape(-1)
+        flat = top_k(totals, self._candidates)
+        beams, tokens = np.divmod(flat, step.totals.shape[1])
+        found = totals[flat]
         if found[0] == -np.inf and not any(self._finished):
             raise no_choice(self._length)
         self._length += 1
         stops = self._stops(beams, tokens, history, first_row)
         hits = stops | (self._length >= self._longest)
-        nodes = self._nodes(step, flat, found, stops)
+        nodes = self._nodes(step, first_row, (flat, found, stops))
         running = found + hits.astype(np.float32) * _NEVER
         kept = top_k(running, width)
         self._finish(found, hits, nodes)
@@ -160,13 +176,15 @@ class _Picture:
     def _nodes(
         self,
         step: _Logits,
-        flat: NDArray[np.int64],
-        found: NDArray[np.float32],
-        stops: NDArray[np.bool_],
+        first_row: int,
+        candidates: tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]],
     ) -> list[_Node]:
-        """The candidates: their places among beams × vocabulary, scores, and which have ended."""
+        """Nodes of the candidates, which are told by their places among beams × vocabulary, their
+        scores, and whether they ended.
+        """
+        flat, found, stops = candidates
         beams, tokens = np.divmod(flat, step.own.shape[1])
-        rows, fillers = self._rows[beams], (found <= _NEVER / 2).tolist()
+        rows, fillers = first_row + self._rows[beams], (found <= _NEVER / 2).tolist()
         own = step.own[rows, tokens].tolist()
         count = self._controls.top_logprobs
         others = {row: top_logprobs(step.logits[row], count) for row in set(rows.tolist()) if count}
@@ -273,6 +291,7 @@ class BeamSearch:
             _Picture(rules, limits, controls, longest) for longest in limits.max_new_tokens
         ]
         self._results = [Continuation() for _ in prompts]
+        self._step: _Logits | None = None
 
     @property
     def results(self) -> Sequence[Continuation]:
@@ -282,8 +301,9 @@ class BeamSearch:
         return prompt_step(self._prompts, self._limits.pad_token)
 
     def advance(self, logits: NDArray[np.float32]) -> Step | None:
-        own = log_softmax(logits)
-        scores = self._processed(own)
+        if self._step is None:
+            self._step = _Logits(logits, self._width)
+        self._step.read(logits, self._controls, self._history)
         rows = len(logits)
         tokens = np.full((rows, 1), self._limits.pad_token, np.int64)
         lengths, parents = np.zeros(rows, np.int64), np.arange(rows)
@@ -292,8 +312,7 @@ class BeamSearch:
                 continue
             first = number * self._width
             part = slice(first, first + self._width)
-            step = _Logits(own[part], scores[part], logits[part])
-            following = picture.advance(step, self._history, first)
+            following = picture.advance(self._step, self._history, first)
             if following is None:
                 picture.write(self._results[number])
             else:
@@ -306,18 +325,20 @@ class BeamSearch:
             self._history.append(tokens[:, 0], lengths)
         return Step(tokens, lengths, parents)
 
-    def _processed(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
-        if not self._controls.processors or self._history is None:
-            return own
-        scores = own.copy()
-        for processor in self._controls.processors:
-            processor(scores, self._history)
-        return scores
 
+def log_softmax(
+    logits: NDArray[np.float32],
+    out: NDArray[np.float32] | None = None,
+    spare: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """``[R, V]`` log-probabilities: float32 throughout, but for the sum of the denominator.
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``[R, V]`` log-probabilities: float32 throughout, but for the sum of the denominator."""
-    shifted: NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
-    total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    Args:
+        logits: ``[R, V]``.
+        out: where to write them.
+        spare: ``[R, V]`` room that is written over.
+    """
+    shifted: NDArray[np.float32] = np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+    total = np.exp(shifted, out=spare).sum(axis=1, keepdims=True, dtype=np.float64)
     shifted -= np.log(total).astype(np.float32)
     return shifted

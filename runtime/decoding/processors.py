@@ -222,7 +222,7 @@ class ExponentialDecay:
             return
         growth = [self._factor**steps - 1 for steps in beyond[rows].tolist()]
         ends = scores[rows[:, None], self._eos]
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             added = np.abs(ends) * np.array(growth, np.float32)[:, None]
         scores[rows[:, None], self._eos] = ends + np.where(np.isfinite(ends), added, np.float32(0))
 
