@@ -43,7 +43,7 @@ def build_connector(
     if projection is not None:
         states = dense(g, states, projection, "projection")
     linears = [linear for layer in layers for linear in (layer.key, layer.value)]
-    # One wide product instead of two a layer: the same bits, a quarter less time.
+    # One wide product instead of two a layer: the same bits, some 10 % less time at batch 1.
     fused = np.concatenate([linear.weight for linear in linears], axis=1)
     product = g.op("MatMul", [states, g.weight("cross.weight", fused)], "cross.product")
     names = cross_names(len(layers))
