@@ -4,7 +4,19 @@ Importing this package loads click and nothing else of weight: a room is importe
 needs it, when it is called, so that the way from process start to the first caption stays short.
 """
 
-from primelens.cli import bench, cache, caption, demo, encode, evaluate, export, info, verify
+from primelens.cli import (
+    bench,
+    cache,
+    caption,
+    demo,
+    digest,
+    encode,
+    evaluate,
+    export,
+    info,
+    verify,
+    verify_locked,
+)
 from primelens.cli.app import main
 
 __all__ = [
@@ -12,10 +24,12 @@ __all__ = [
     "cache",
     "caption",
     "demo",
+    "digest",
     "encode",
     "evaluate",
     "export",
     "info",
     "main",
     "verify",
+    "verify_locked",
 ]

@@ -133,6 +133,27 @@ def test_a_kept_embedding_gives_the_same_caption(
     assert rows[1]["timings_ms"]["tower"] == 0
 
 
+def test_pictures_encoded_ahead_need_no_tower_later(
+    run: Run, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    kept = ("--model", bundle, "--cache", tmp_path / "kept", "--cache-dtype", "fp16", "--json")
+    encoded = run("encode", photos, *kept)
+    assert encoded.exit_code == 1  # one of them is broken
+    assert "3 encoded, 0 kept before, 1 failed" in encoded.stderr
+    rows = [json.loads(line) for line in run("caption", photos, *kept).stdout.splitlines()]
+    assert [row["cache"] for row in rows if row["status"] == "ok"] == ["hit"] * 3
+    assert "3 embeddings" in run("cache", "info", tmp_path / "kept").stdout
+
+
+def test_a_bundle_declares_its_sources_digests(run: Run, bundle: Path, checkpoint: Path) -> None:
+    declared = json.loads(run("digest", bundle, "--json").stdout)
+    computed = json.loads(run("digest", checkpoint, "--json").stdout)
+    for part in ("tower_family", "preprocessing", "taps", "heads", "source"):
+        assert declared[part] == computed[part]
+    assert declared["connectors"]["caption"] in (bundle / "bundle.json").read_text()
+    assert run("verify-locked", checkpoint, checkpoint).exit_code == 0
+
+
 def test_info_names_the_source(run: Run, bundle: Path, checkpoint: Path) -> None:
     assert checkpoint.name in run("info", bundle).stdout
     manifest = json.loads(run("info", bundle, "--json").stdout)

@@ -43,7 +43,7 @@ def copied(source: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(source, tmp_path / "another name"))
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Alter a checkpoint's weights in place."""
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -154,8 +154,8 @@ def test_a_moved_tower_is_told_tensor_by_tensor(
 def test_the_sign_of_a_zero_is_a_bit_too(source: Path, copied: Path, tmp_path: Path) -> None:
     zeroed = Path(shutil.copytree(source, tmp_path / "zeroed"))
     name = next(n for n in load_file(source / "model.safetensors") if n.endswith("patch_embeddings.projection.bias"))  # fmt: skip  # noqa: E501
-    rewrite(zeroed, lambda tensors: tensors[name].fill_(0.0) and None)  # type: ignore[func-returns-value]
-    rewrite(copied, lambda tensors: tensors[name].fill_(-0.0) and None)  # type: ignore[func-returns-value]
+    rewrite(zeroed, lambda tensors: tensors[name].fill_(0.0))
+    rewrite(copied, lambda tensors: tensors[name].fill_(-0.0))
     (moved,) = compare_towers(zeroed, copied).moved
     assert (moved.largest, moved.relative) == (0.0, 0.0)
     assert identify(zeroed).taps != identify(copied).taps
@@ -266,7 +266,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, source: Path) -> None:
         identify(tmp_path)
     tower = tmp_path / "tower"
     transformers.VisionEncoderDecoderModel.from_pretrained(source).encoder.save_pretrained(tower)
-    rewrite(tower, lambda tensors: tensors.pop(sorted(tensors)[-1]) and None)  # type: ignore[func-returns-value]
+    rewrite(tower, lambda tensors: tensors.pop("layernorm.weight"))
     with pytest.raises(CheckpointError, match="would be left random"):
         identify(tower)
     (tower / "model.safetensors").unlink()
