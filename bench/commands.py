@@ -113,7 +113,7 @@ def _add_loadgen(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     loadgen.add_argument("--model", default="default")
     loadgen.add_argument("--scenario", default="SingleStream")
     loadgen.add_argument("--seconds", type=float, default=10.0)
-    loadgen.add_argument("--expected", type=float, default=20.0, metavar="PICTURES/S")
+    loadgen.add_argument("--expected", type=float, metavar="PICTURES/S", help="default: measured")
     loadgen.add_argument("--tokens", type=int, help="forced length; default: the natural end")
     loadgen.add_argument("--out", type=Path, required=True, help="folder for LoadGen's logs")
     loadgen.set_defaults(verb=_loadgen)

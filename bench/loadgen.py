@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from primelens.bench.bandwidth import best_seconds
 from primelens.bench.system import Request, System
 from primelens.errors import DependencyError, OptionError
 
 __all__ = ["SCENARIOS", "LoadGenOptions", "LoadGenSummary", "run_loadgen"]
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
+_EARLY_STOPPING = {"SingleStream": 64, "MultiStream": 662, "Server": 662, "Offline": 1}
+_HEADROOM = 2.0  # a plan for more pictures than the system has shown to manage
+_SERVER_LOAD = 0.5  # arrivals, as a share of what it manages one by one
+_CALIBRATION = 3
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,10 @@ class LoadGenOptions:
     Attributes:
         scenario: one of `SCENARIOS`.
         least_seconds: LoadGen's ``min_duration``.
-        least_queries: its ``min_query_count``.
-        expected: of ``Offline`` and ``Server``: pictures per second.
+        least_queries: its ``min_query_count``; None takes what its early stopping needs: 64 for the
+            90th percentile of ``SingleStream``, 662 for the 99th of ``MultiStream``.
+        expected: pictures per second that it plans with (of ``Server``: that arrive); None measures
+            the system first. Too low a plan for ``Offline`` ends before ``least_seconds``.
         slo: of ``Server``: target latency in seconds.
         batch: pictures answered together, where a query holds several.
         max_new_tokens: forced length; None for the natural end.
@@ -39,8 +46,8 @@ class LoadGenOptions:
 
     scenario: str = "SingleStream"
     least_seconds: float = 2.0
-    least_queries: int = 16
-    expected: float = 20.0
+    least_queries: int | None = None
+    expected: float | None = None
     slo: float = 1.0
     batch: int = 8
     max_new_tokens: int | None = None
@@ -80,8 +87,9 @@ def run_loadgen(
     """
     loadgen = _loadgen()
     folder.mkdir(parents=True, exist_ok=True)
+    expected = options.expected or _measured(system, pictures, options)
     server = _Answering(loadgen, system, pictures, options)
-    settings = _settings(loadgen, options)
+    settings = _settings(loadgen, options, expected)
     logging = loadgen.LogSettings()
     output = loadgen.LogOutputSettings()
     output.outdir, output.copy_summary_to_stdout = str(folder), False
@@ -125,11 +133,8 @@ class _Answering:
 
     def _serve(self) -> None:
         while (batch := self._queue.get()) is not None:
-            forced = self._options.max_new_tokens
-            requests = [
-                Request(i, self._pictures[index], max_new_tokens=forced, forced=forced is not None)
-                for i, (_, index) in enumerate(batch)
-            ]
+            paths = [self._pictures[index] for _, index in batch]
+            requests = _requests(paths, self._options.max_new_tokens)
             try:
                 answers = self._system.answer(requests)
                 self.errors += [a.error for a in answers if a.error is not None]
@@ -148,23 +153,39 @@ class _Answering:
         self._loadgen.QuerySamplesComplete(responses)  # copies before it returns
 
 
-def _settings(loadgen: Any, options: LoadGenOptions) -> Any:
+def _measured(system: System, pictures: Sequence[str], options: LoadGenOptions) -> float:
+    """Pictures per second to plan with; the first batch warms up."""
+    size = options.batch if options.scenario in ("Offline", "MultiStream") else 1
+    paths = [pictures[i % len(pictures)] for i in range(size)]
+    requests = _requests(paths, options.max_new_tokens)
+    rate = size / best_seconds(lambda: system.answer(requests), _CALIBRATION)
+    return rate * (_SERVER_LOAD if options.scenario == "Server" else _HEADROOM)
+
+
+def _requests(paths: Sequence[str], tokens: int | None) -> list[Request]:
+    return [
+        Request(number, path, max_new_tokens=tokens, forced=tokens is not None)
+        for number, path in enumerate(paths)
+    ]
+
+
+def _settings(loadgen: Any, options: LoadGenOptions, expected: float) -> Any:
     settings = loadgen.TestSettings()
     settings.scenario = getattr(loadgen.TestScenario, options.scenario)
     settings.mode = loadgen.TestMode.PerformanceOnly
     settings.min_duration_ms = round(options.least_seconds * 1e3)
-    settings.min_query_count = options.least_queries
+    least = options.least_queries or _EARLY_STOPPING[options.scenario]
+    settings.min_query_count = least
     if options.scenario == "Offline":
-        settings.offline_expected_qps = options.expected
-        settings.min_query_count = 1  # one query that holds all pictures
+        settings.offline_expected_qps = expected
     elif options.scenario == "Server":
-        settings.server_target_qps = options.expected
+        settings.server_target_qps = expected
         settings.server_target_latency_ns = round(options.slo * 1e9)
     elif options.scenario == "MultiStream":
         settings.multi_stream_samples_per_query = options.batch
-        settings.multi_stream_expected_latency_ns = round(1e9 * options.batch / options.expected)
+        settings.multi_stream_expected_latency_ns = max(1, round(1e9 * options.batch / expected))
     else:
-        settings.single_stream_expected_latency_ns = round(1e9 / options.expected)
+        settings.single_stream_expected_latency_ns = max(1, round(1e9 / expected))
     return settings
 
 

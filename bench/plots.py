@@ -146,7 +146,7 @@ def _latency(axes: Any, result: Result, theme: Theme) -> bool:
         axes.set(xlabel="end-to-end latency, ms (logarithmic)", ylabel="share of requests")
         axes.set(xscale="log", ylim=(0, 1.02))
         _plain_ticks(axes.xaxis)
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return bool(cells)
 
 
@@ -246,13 +246,19 @@ def _stages(axes: Any, result: Result, theme: Theme) -> bool:
     rows = [
         (
             cell["system"],
-            [(stage, seconds * 1e3) for stage, seconds in cell["figures"]["stages"].items()],
+            _visible({stage: s * 1e3 for stage, s in cell["figures"]["stages"].items()}),
         )
         for cell in _cells(result, "single")
         if cell["figures"]["stages"]
     ]
     _stacked_bars(axes, rows, theme)
     return bool(rows)
+
+
+def _visible(parts: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Parts of at least half a percent: thinner ones would only fill the legend."""
+    total = sum(parts.values())
+    return [(name, value) for name, value in parts.items() if value >= 0.005 * total]
 
 
 def _stacked_bars(axes: Any, rows: list[tuple[str, list[tuple[str, float]]]], theme: Theme) -> None:
