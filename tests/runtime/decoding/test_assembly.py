@@ -25,6 +25,7 @@ VOCAB, LONGEST = 40, 9
 EOS = (38, 39)
 MODEL = TableModel(table(0, VOCAB), VOCAB)
 IDS = st.lists(st.integers(0, 37), min_size=1, max_size=3)
+OTHERS = st.lists(st.integers(10, 37), min_size=1, max_size=3)  # not what may be forced
 
 
 def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -43,12 +44,12 @@ SETTINGS = st.fixed_dictionaries(
         "bad_words_ids": some(st.lists(IDS, min_size=1, max_size=5)),
         "min_length": some(st.integers(0, 8)),
         "min_new_tokens": some(st.integers(0, 6)),
-        "forced_bos_token_id": some(st.integers(0, 37)),
+        "forced_bos_token_id": some(st.integers(0, 9)),
         "forced_eos_token_id": some(st.sampled_from([38, [38, 39]])),
         "remove_invalid_values": some(st.booleans()),
         "exponential_decay_length_penalty": some(st.tuples(st.integers(0, 4), st.floats(1.0, 1.5))),
-        "suppress_tokens": some(IDS),
-        "begin_suppress_tokens": some(IDS),
+        "suppress_tokens": some(OTHERS),
+        "begin_suppress_tokens": some(OTHERS),
         "do_sample": some(st.booleans()),
         "temperature": some(st.floats(0.2, 3.0)),
         "top_k": some(st.integers(0, 60)),

@@ -72,7 +72,9 @@ def test_beams_equal_transformers(
     found = [each for result in results for each in all_of(result)]
     wanted = expected(output, prompt)
     assert [each.tokens for each in found] == [tokens for tokens, _ in wanted]
-    assert [each.score for each in found] == pytest.approx([s for _, s in wanted], rel=1e-6, abs=1e-5)
+    assert [each.score for each in found] == pytest.approx(
+        [s for _, s in wanted], rel=1e-6, abs=1e-5
+    )
     for each in found:
         assert each.finish_reason == ("stop" if each.tokens[-1] in ends else "length")
         total = sum(each.logprobs) / len(each.tokens) ** rules.length_penalty
@@ -122,4 +124,6 @@ def test_beams_equal_transformers_under_every_processor(
     found = run(logits, VOCAB, search, 2 * rules.num_beams)
     wanted = expected(output, 2)
     assert [each.tokens for each in found] == [tokens for tokens, _ in wanted]
-    assert [each.score for each in found] == pytest.approx([s for _, s in wanted], rel=1e-6, abs=1e-5)
+    assert [each.score for each in found] == pytest.approx(
+        [s for _, s in wanted], rel=1e-6, abs=1e-5
+    )
