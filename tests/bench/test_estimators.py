@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.estimators import (
@@ -33,23 +33,27 @@ def test_an_impossible_percentile_is_refused(values: list[float], q: float) -> N
         percentile(values, q)
 
 
+@settings(deadline=None, max_examples=40)
 @given(SAMPLES, st.floats(0, 100))
 def test_a_percentile_lies_within_the_samples(values: list[float], q: float) -> None:
     assert min(values) <= percentile(values, q) <= max(values)
 
 
+@settings(deadline=None, max_examples=40)
 @given(SAMPLES)
 def test_percentiles_rise(values: list[float]) -> None:
     found = list(percentiles(values).values())
     assert found == sorted(found)
 
 
+@settings(deadline=None, max_examples=40)
 @given(SAMPLES, st.floats(0, 100), st.floats(0.01, 100))
 def test_a_percentile_scales_with_its_samples(values: list[float], q: float, by: float) -> None:
     scaled = percentile(np.array(values) * by, q)
     assert scaled == pytest.approx(percentile(values, q) * by, rel=1e-9)
 
 
+@settings(deadline=None, max_examples=40)
 @given(SAMPLES, st.floats(0, 100), st.randoms())
 def test_a_percentile_does_not_depend_on_the_order(
     values: list[float], q: float, random: object
@@ -125,6 +129,7 @@ def test_what_cannot_be_compared_is_refused(
 BLOCKS = st.lists(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), min_size=2, max_size=12)
 
 
+@settings(deadline=None, max_examples=40)
 @given(BLOCKS, st.booleans())
 def test_a_system_does_not_differ_from_itself(blocks: list[list[float]], paired: bool) -> None:
     found = compare_blocks(blocks, blocks, paired=paired)
@@ -132,6 +137,7 @@ def test_a_system_does_not_differ_from_itself(blocks: list[list[float]], paired:
     assert found.verdict == "no difference"
 
 
+@settings(deadline=None, max_examples=40)
 @given(BLOCKS, st.floats(0.5, 2.0))
 def test_a_common_factor_is_found_exactly(blocks: list[list[float]], factor: float) -> None:
     scaled = [[value * factor for value in block] for block in blocks]
@@ -141,6 +147,7 @@ def test_a_common_factor_is_found_exactly(blocks: list[list[float]], factor: flo
     assert found.ratio.high == pytest.approx(factor)
 
 
+@settings(deadline=None, max_examples=40)
 @given(BLOCKS, BLOCKS, st.booleans())
 def test_swapping_the_systems_inverts_the_ratio(
     first: list[list[float]], second: list[list[float]], paired: bool
@@ -155,6 +162,7 @@ def test_swapping_the_systems_inverts_the_ratio(
     assert 0.0 <= there.p_value <= 1.0
 
 
+@settings(deadline=None, max_examples=40)
 @given(BLOCKS, BLOCKS)
 def test_the_order_of_the_pairs_does_not_matter_to_the_estimate(
     first: list[list[float]], second: list[list[float]]

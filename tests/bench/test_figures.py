@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.figures import (
@@ -121,6 +121,7 @@ def test_blocks_come_in_order_without_failures() -> None:
     assert latency_blocks(samples) == [[1.0], [2.0]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 10), min_size=2, max_size=30), st.floats(0, 5), st.floats(0, 1e3))
 def test_first_token_and_the_others_make_the_whole(
     gaps: list[float], waiting: float, begin: float

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.pictures import PictureSource, reuse_order
@@ -27,6 +27,7 @@ def test_given_pictures_are_shown_once(tmp_path: Path) -> None:
         source.fresh(2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.floats(0, 1), st.integers(0, 5))
 def test_the_share_of_repeats_is_exact(count: int, reuse: float, seed: int) -> None:
     order = reuse_order(count, reuse, seed)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.cells import Cell
@@ -55,6 +55,7 @@ def test_growth_is_counted_after_settling() -> None:
     assert slope([5.0]) == 0.0
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 10), st.floats(0, 1e6), st.integers(4, 50))
 def test_a_straight_line_has_its_slope(rise: float, start: float, count: int) -> None:
     assert slope([start + rise * i for i in range(count)]) == pytest.approx(rise, abs=1e-6)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.fake import FakeSystem
@@ -85,6 +85,7 @@ def test_a_stall_is_seen_by_all_who_waited_for_it() -> None:
     assert slow(Load("server", rate=5.0)) > 80
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 50), st.integers(1, 200), st.integers(0, 9))
 def test_arrivals_rise_and_do_not_depend_on_the_system(rate: float, count: int, seed: int) -> None:
     arrivals = poisson_arrivals(rate, count, seed)
@@ -101,6 +102,7 @@ def test_arrivals_are_poisson() -> None:
     assert (gaps > 0.25).mean() == pytest.approx(np.exp(-1), abs=0.01)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["single", "multi", "server", "offline"]),
     st.integers(1, 30),
