@@ -34,14 +34,12 @@ class DomainDetector:
         tap: the tap that it reads, ``[L, C]``.
         mean, scale: ``[2 C]`` float32: of the pooled tap, scale being one over the deviation.
         threshold: scores above it are outside.
-        text: what to tell the user then.
     """
 
     tap: str
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
     threshold: float
-    text: str
 
     @staticmethod
     def of(bundle: Bundle) -> DomainDetector | None:
@@ -61,8 +59,7 @@ class DomainDetector:
             width = (2 * spec.shape[-1],)
             finite = np.isfinite(mean).all() and np.isfinite(scale).all()
             if mean.shape == scale.shape == width and finite:
-                text = domain.notice or f"outside this model's domain: {domain.description}"
-                return DomainDetector(tap, mean, scale, domain.threshold, text)
+                return DomainDetector(tap, mean, scale, domain.threshold)
         raise BundleError(
             f"{path} holds no mean and scale that fit a tap of the tower.",
             remedy="Fetch an unaltered copy of the bundle.",
@@ -74,6 +71,6 @@ class DomainDetector:
         pooled = np.concatenate([states.mean(axis=0), states.std(axis=0)])
         return float(np.sqrt(np.mean(np.square((pooled - self.mean) * self.scale))))
 
-    def notice(self, image: EncodedImage) -> str | None:
-        """The notice for a picture outside the domain, else None."""
-        return self.text if self.score(image) > self.threshold else None
+    def is_outside(self, image: EncodedImage) -> bool:
+        """Whether the picture's score exceeds the threshold."""
+        return self.score(image) > self.threshold

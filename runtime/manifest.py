@@ -101,12 +101,15 @@ class Domain:
         notice: the one-line warning for a picture outside of it.
         detector: name of the safetensors file that holds the fitted detector, or null for none.
         threshold: scores above it are outside; see `primelens.domain`.
+        min_token_logprob: a caption whose tokens have a lower mean log-probability is a sign of a
+            picture outside.
     """
 
     description: str
     notice: str | None = None
     detector: str | None = None
     threshold: float | None = None
+    min_token_logprob: float | None = None
 
     def __post_init__(self) -> None:
         if (self.detector is None) != (self.threshold is None):

@@ -341,12 +341,21 @@ class Model:
             finish_reason=row.finish_reason or "length",
             timings=timings,
             image=image.name,
-            notice=self._domain.notice(image) if self._domain else None,
+            notice=self._notice(image, row),
             cache=image.cache,
             score=row.score,
             alternatives=tuple(row.alternatives),
             others=tuple(self._result(image, other, progress, head) for other in row.others),
         )
+
+    def _notice(self, image: EncodedImage, row: Continuation) -> str | None:
+        """The bundle's notice for a picture outside its domain, if one of its two signs shows."""
+        domain = self.manifest.domain
+        least, logprobs = domain.min_token_logprob, row.logprobs
+        unsure = least is not None and len(logprobs) > 0 and float(np.mean(logprobs)) < least
+        if unsure or (self._domain is not None and self._domain.is_outside(image)):
+            return domain.notice or f"outside this model's domain: {domain.description}"
+        return None
 
 
 class _Prepared:

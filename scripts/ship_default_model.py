@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 import primelens
 from primelens.atomic import write_bytes
@@ -39,7 +37,6 @@ NOTICE = (
 )
 SAMPLES_FROM = 700_000  # first index of the test split that is looked at for samples
 SAMPLES_PER_SIZE = 2  # pictures with one, two, three and four groups
-TAP = "last_hidden_state"
 UNMEASURED = "text quality on labelled data"
 
 
@@ -67,22 +64,22 @@ def write_samples(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jpg"))
 
 
-def export(work: Path, folder: Path, samples: list[Path]) -> dict[str, Any]:
-    """Export the checkpoint with its domain detector; returns the report."""
-    source = work / "checkpoint" / "domain.safetensors"
-    with safe_open(source, "numpy") as file:
-        threshold = float(file.metadata()["threshold"])
+def export(work: Path, folder: Path, samples: list[Path], least: float) -> dict[str, Any]:
+    """Export the checkpoint; returns the report.
+
+    Args:
+        work: where the checkpoint was made.
+        folder: the bundle to be.
+        samples: pictures that the gate compares too.
+        least: mean log-probability of a caption's tokens below which the notice is given.
+    """
     with tempfile.TemporaryDirectory() as temporary:
-        detector = Path(temporary) / "domain.safetensors"
-        save_file({f"{key}.{TAP}": value for key, value in load_file(source).items()}, detector)
         checkpoint = Path(temporary) / "scenes"
-        shutil.copytree(work / "checkpoint", checkpoint)
-        (checkpoint / source.name).unlink()  # the detector is no weight of the model
+        shutil.copytree(work / "checkpoint", checkpoint, ignore=shutil.ignore_patterns("domain.*"))
         options = ExportOptions(
             name="scenes",
             license="Apache-2.0",
-            domain=Domain(DOMAIN, NOTICE, detector.name, threshold),
-            detector_file=detector,
+            domain=Domain(DOMAIN, NOTICE, min_token_logprob=least),
             overwrite=True,
             gate=GateOptions(images=tuple(samples)),
         )
@@ -131,15 +128,16 @@ wrong; the runtime adds a one-line notice.
 """
 
 _PHOTOGRAPHS = """
-* {distance_caught:.1%} of {photographs} photographs draw the notice, and {false_alarms_on_test:.1%}
-  of test scenes (AUROC {distance_auroc:.4f})
+The notice is given where the mean log-probability of a caption's tokens is low: for
+{confidence_caught:.1%} of {photographs} photographs and 1 % of test scenes (AUROC
+{confidence_auroc:.4f}; the distance of the tower's states from known ones: {distance_auroc:.4f}).
 """
 
 
 def _quality(task: dict[str, Any], record: dict[str, Any]) -> str:
     domain = record.get("domain", {})
     return _QUALITY.format(**task) + (
-        _PHOTOGRAPHS.format(**domain) if "distance_auroc" in domain else ""
+        _PHOTOGRAPHS.format(**domain) if "confidence_auroc" in domain else ""
     )
 
 
@@ -152,10 +150,10 @@ def main() -> None:
     given = parser.parse_args()
     samples = write_samples(given.out / "samples")
     folder = given.out / "default"
-    report = export(given.work, folder, samples)
+    record = json.loads((given.work / "default_model.json").read_text())
+    least = round(record["domain"]["confidence_threshold"], 4)
+    report = export(given.work, folder, samples, least)
     print(f"{folder}: {report['size'] / 1e6:.2f} MB, gate passed: {report['passed']}")
-    record_path = given.work / "default_model.json"
-    record = json.loads(record_path.read_text()) if record_path.exists() else {}
     if given.pictures:
         task = measure(folder, given.pictures)
         write_measures(folder, task, record)

@@ -44,7 +44,7 @@ class DecoderStage:
         threads: torch's threads, see :class:`~primelens.tune.tower_stage.TowerStage`.
     """
 
-    pictures: int = 51_200
+    pictures: int = 32_000
     epochs: int = 4
     emphasis: tuple[float, float, float, float] = (0.4, 1.0, 2.0, 2.5)
     batch_size: int = 128

@@ -25,7 +25,7 @@ from primelens.store.key import StoredDtype
 __all__ = ["Stored", "stored"]
 
 _LEVELS = 127
-_BLOCK = 2**15  # values; a larger array is allocated and cleared anew by the system each time
+_BLOCK = 2**15  # values; larger arrays are allocated and cleared anew by the system each time
 _HALF_OVERFLOW = 65520.0  # rounds to infinity
 _SCALED_OVERFLOW = 3.4e38  # 127 times its scale may round to infinity
 _NUMPY = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2"), "int8": np.dtype("i1")}
@@ -136,13 +136,16 @@ def _widened(half: NDArray[np.float16]) -> NDArray[np.float32]:
     A normal half becomes a float by shifting its bits and moving the exponent's bias. The others
     (zeros and subnormals) are few as a rule, and are put right one by one.
     """
-    bits = np.ascontiguousarray(half).view(np.int16)
-    wide = bits.astype(np.int32)
-    np.left_shift(wide, 13, out=wide)
-    np.bitwise_and(wide, np.int32(-0x70002000), out=wide)  # the sign was extended over the exponent
-    np.add(wide, np.int32(112 << 23), out=wide)
-    floats = wide.view(np.float32)
-    flat = half.reshape(-1)
-    special = np.flatnonzero((bits.reshape(-1) & 0x7C00) == 0)
-    floats.reshape(-1)[special] = flat[special].astype(np.float32)
-    return floats
+    flat = np.ascontiguousarray(half).reshape(-1)
+    bits = flat.view(np.int16)
+    floats = np.empty(flat.size, np.float32)
+    wide = floats.view(np.int32)
+    for start in range(0, flat.size, _BLOCK):  # in the cache, and without large temporary arrays
+        source, target = bits[start : start + _BLOCK], wide[start : start + _BLOCK]
+        target[:] = source  # extends the sign over the exponent
+        np.left_shift(target, 13, out=target)
+        np.bitwise_and(target, np.int32(-0x70002000), out=target)
+        np.add(target, np.int32(112 << 23), out=target)
+        special = np.flatnonzero((source & 0x7C00) == 0) + start
+        floats[special] = flat[special].astype(np.float32)
+    return floats.reshape(half.shape)
