@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from primelens.export.answers import Answers
 from primelens.export.gate import GateReport
@@ -106,5 +106,8 @@ def _rounded_activations(measured: Mapping[str, Any], key: str) -> float:
 
 
 def write_golden(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write the file; contiguous little-endian arrays."""
-    save_file(dict(arrays), path)
+    """Write the file; contiguous little-endian arrays.
+
+    The bytes are written here, because the library's own writer leaves the file to its owner alone.
+    """
+    path.write_bytes(save(dict(arrays)))
