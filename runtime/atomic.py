@@ -62,7 +62,7 @@ def atomic_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
     The folder is private (0700) until it is in place; then its permissions follow the umask.
 
     Args:
-        target: the folder to make; its parent must exist.
+        target: the folder to make; parents that are missing are made.
         overwrite: whether a folder that is there is replaced. On Linux the two are exchanged in one
             step; elsewhere there is a moment between two renames with nothing in place.
 
@@ -72,6 +72,7 @@ def atomic_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link
     _refuse(target, overwrite=overwrite)
     hidden = _hidden_name(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     hidden.mkdir()
     try:
         permissions = hidden.stat().st_mode & 0o777
