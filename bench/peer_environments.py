@@ -88,8 +88,15 @@ class PeerEnvironment:
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        pip = [str(self.python), "-m", "pip", "install", "--quiet", "-r"]
-        for command in ([sys.executable, "-m", "venv", str(self.folder)], [*pip, str(self.pins)]):
+        pip = [str(self.python), "-m", "pip", "install", "--quiet"]
+        lines = self.pins.read_text(encoding="utf-8").splitlines()
+        torch = next(line for line in lines if line.startswith("torch=="))
+        commands = [
+            [sys.executable, "-m", "venv", str(self.folder)],
+            [*pip, torch],  # with what its build for this platform brings along
+            [*pip, "--no-deps", "-r", str(self.pins)],  # the rest exactly as it was measured
+        ]
+        for command in commands:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 said = done.stderr.strip()[-800:]

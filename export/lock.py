@@ -129,16 +129,16 @@ def identify(folder: str | Path) -> Identities:
         CheckpointError: it is incomplete, cannot be loaded, or has no exporter.
     """
     source = _open(Path(folder))
-    taps = {}
+    taps, preprocessing = {}, None
     if source.preprocessing is not None:
         taps = {tap: _identity(source, source.preprocessing, tap) for tap in source.tower.taps}
-    preprocessing = source.preprocessing
+        document = canonical_json(dict(source.preprocessing))
+        preprocessing = hashlib.sha256(document).hexdigest()
     return Identities(
         name=source.name,
         tower_family=source.family,
         tower=weights_digest(source.tensors()),
-        preprocessing=preprocessing
-        and hashlib.sha256(canonical_json(dict(preprocessing))).hexdigest(),
+        preprocessing=preprocessing,
         taps=taps,
         heads=source.heads,
         source=source.digest,

@@ -72,16 +72,31 @@ class GeneratePeer:
         return model.eval()
 
     def _watch_tower(self) -> None:
-        """Sum up the tower's time, where the model has a module for it."""
+        """Sum up the tower's time, where the model has a part for it."""
+        self._encoder: Any = None
         for path in ("encoder", "vision_model", "git.image_encoder"):
             module = self._model
             for part in path.split("."):
                 module = getattr(module, part, None)
-            if module is not None and hasattr(module, "register_forward_hook"):
+            if module is None:
+                continue
+            self._encoder = module
+            if hasattr(module, "register_forward_hook"):
                 module.register_forward_pre_hook(self._before_tower)
                 module.register_forward_hook(self._after_tower)
-                self._encoder = module
-                return
+            elif hasattr(module, "forward"):  # a part of an exported model is no torch module
+                module.forward = self._timed(module.forward)
+            return
+
+    def _timed(self, forward: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._before_tower()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._after_tower()
+
+        return timed
 
     def _before_tower(self, *_: Any) -> None:
         self._tower -= time.monotonic()
@@ -120,17 +135,30 @@ class GeneratePeer:
         first = requests[0]
         with self._torch.inference_mode():
             if first["want"] == "encode":
-                self._encoder(pixels)
-                return [self._row(r, [], (), preprocess) for r in requests]
+                if self._encoder is None:
+                    error = "this system has no tower that could be run alone"
+                    return [{"index": r["index"], "error": error} for r in requests]
+                self._encoder(pixel_values=pixels)
+                stages = {"preprocess": preprocess, "tower": self._tower}
+                return [self._row(r, [], (), stages) for r in requests]
             stamps = Stamps()
             output = self._model.generate(
                 pixel_values=pixels, **self._settings(first), **self._streaming(first, stamps)
             )
         prompt = stamps.prompt or 1
+        stages = self._stages(start, preprocess, stamps.times)
         return [
-            self._row(request, self._cut(row[prompt:].tolist(), request), stamps.times, preprocess)
+            self._row(request, self._cut(row[prompt:].tolist(), request), stamps.times, stages)
             for request, row in zip(requests, output, strict=True)
         ]
+
+    def _stages(self, start: float, preprocess: float, times: list[float]) -> dict[str, float]:
+        """Seconds per stage; what is before the first token and not the tower counts as prefill."""
+        stages = {"preprocess": preprocess, "tower": self._tower}
+        if times:
+            stages["prefill"] = max(0.0, times[0] - start - preprocess - self._tower)
+            stages["step"] = times[-1] - times[0]
+        return stages
 
     def _settings(self, request: dict[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = {"do_sample": False, "num_beams": request["beams"]}
@@ -155,14 +183,14 @@ class GeneratePeer:
         return tokens
 
     def _row(
-        self, request: dict[str, Any], tokens: list[int], times: Any, preprocess: float
+        self, request: dict[str, Any], tokens: list[int], times: Any, stages: dict[str, float]
     ) -> dict[str, Any]:
         return {
             "index": request["index"],
             "text": str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip(),
             "tokens": tokens,
             "token_times": list(times[: len(tokens)]),
-            "stages": {"preprocess": preprocess, "tower": self._tower},
+            "stages": stages,
         }
 
 

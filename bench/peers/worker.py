@@ -59,17 +59,24 @@ class Plain:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process: resident now, and at most so far."""
+    """Bytes of this process: resident now, and at most so far.
+
+    Linux keeps ``ru_maxrss`` over an exec, so a child of a large process would report its parent's
+    peak; the kernel's own status file starts anew.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = (line.split() for line in status.read_text(encoding="ascii").splitlines())
+        found = {words[0]: words[1] for words in lines if len(words) > 1}
+        return {
+            "resident": int(found["VmRSS:"]) * 1024,
+            "peak": int(found["VmHWM:"]) * 1024,
+        }
     import resource
 
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    resident = peak
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        pages = int(statm.read_text(encoding="ascii").split()[1])
-        resident = pages * os.sysconf("SC_PAGE_SIZE")
-    return {"resident": resident, "peak": peak}
+    return {"resident": peak, "peak": peak}
 
 
 def main() -> None:
