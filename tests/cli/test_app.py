@@ -21,7 +21,8 @@ Run = Callable[..., Result]
 
 # A child process whose model is fake: `primelens.load` is replaced before the command runs.
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 import primelens
 from primelens.results import Caption, Timings
 
