@@ -129,6 +129,8 @@ def test_a_built_wheel_holds_every_file(
     by_depth = sorted(mapping.items(), key=lambda item: -len(item[1]))
     for path in committed_files:
         name = path.relative_to(root).as_posix()
+        if name.startswith("bench/results/"):  # figures of certain machines: for readers, not users
+            continue
         for package, folder in by_depth:
             if name.startswith(f"{folder}/"):
                 expected.add(package.replace(".", "/") + name.removeprefix(folder))
