@@ -34,13 +34,14 @@ def _kth_largest(scores: Scores, count: int) -> Scores:
 
 
 class Temperature:
-    """Divides all scores (``TemperatureLogitsWarper``)."""
+    """Divides all scores (``TemperatureLogitsWarper``); what overflows becomes infinite."""
 
     def __init__(self, temperature: float) -> None:
         self._temperature = temperature
 
     def __call__(self, scores: Scores, history: History) -> None:  # noqa: ARG002 - the protocol's
-        scores /= self._temperature
+        with np.errstate(over="ignore"):  # the least float32 stands for minus infinity
+            scores /= self._temperature
 
 
 class TopK:

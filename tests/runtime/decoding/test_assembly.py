@@ -32,6 +32,9 @@ def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), values)
 
 
+# A mass within rounding of 1 is decided by the order in which probabilities are summed.
+MASS = st.one_of(st.floats(0.2, 0.999), st.just(1.0))
+
 SETTINGS = st.fixed_dictionaries(
     {
         "sequence_bias": some(
@@ -53,12 +56,18 @@ SETTINGS = st.fixed_dictionaries(
         "do_sample": some(st.booleans()),
         "temperature": some(st.floats(0.2, 3.0)),
         "top_k": some(st.integers(0, 60)),
-        "top_p": some(st.floats(0.2, 1.0)),
+        "top_p": some(MASS),
         "min_p": some(st.floats(0.0, 0.5)),
-        "typical_p": some(st.floats(0.3, 1.0)),
+        "typical_p": some(MASS),
         "epsilon_cutoff": some(st.floats(0.0, 0.05)),
         "eta_cutoff": some(st.floats(0.0, 0.05)),
     }
+).filter(
+    # The one makes an infinite score the largest float32, the other multiplies it: transformers
+    # then fails on a distribution that holds not-a-number.
+    lambda chosen: (
+        not (chosen["remove_invalid_values"] and chosen["exponential_decay_length_penalty"])
+    )
 )
 
 
@@ -87,13 +96,18 @@ def test_chains_are_equal(chosen: dict[str, Any], seed: int) -> None:
     for _ in range(int(random.integers(0, LONGEST))):
         history.append(random.choice([1, 2, 3, 37], 3), np.ones(3))
     scores = (random.standard_normal((3, VOCAB)) * 3).astype(np.float32)
+    wanted = np.stack(
+        [
+            theirs(chosen, len(prompt))(
+                torch.tensor([history.row(row)]), torch.from_numpy(scores[row : row + 1].copy())
+            ).numpy()[0]
+            for row, prompt in enumerate(prompts)
+        ]
+    )
     found = scores.copy()
     for processor in mine:
         processor(found, history)
-    for row, prompt in enumerate(prompts):
-        source = theirs(chosen, len(prompt))
-        wanted = source(torch.tensor([history.row(row)]), torch.from_numpy(scores[row : row + 1]))
-        np.testing.assert_array_equal(found[row], wanted.numpy()[0])
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_the_constraint_stands_between_the_least_length_and_the_forced_tokens() -> None:
