@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ from primelens.bench.run import RunOptions, Say, run_bundles, run_spec
 from primelens.bench.samples import write_samples
 from primelens.bench.spec import SPECS, Spec, read_spec
 from primelens.bench.table import result_lines
-from primelens.errors import OptionError
+from primelens.errors import DependencyError, OptionError
 
 __all__ = ["main"]
+
+_PACKAGES = ("matplotlib", "onnx", "pyarrow", "scipy")  # the extra [bench]
 
 
 def main(
@@ -49,8 +52,19 @@ def main(
     if given[:1] == ["coldstart"]:
         return coldstart.main(given[1:])
     chosen = _parser(program).parse_args(given or ["run", "default", "--quick"])
+    _require_packages()
     verb: Callable[[argparse.Namespace], int] = chosen.verb
     return verb(chosen)
+
+
+def _require_packages() -> None:
+    """What is needed to read graphs and to write results, before minutes are spent on measuring."""
+    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise DependencyError(
+            f"Measuring needs packages that are not installed: {', '.join(absent)}.",
+            remedy="Run `pip install 'primelens[bench]'`.",
+        )
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

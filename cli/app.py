@@ -82,6 +82,17 @@ class App(click.Group):
         except BrokenPipeError as error:
             _silence_stdout()
             raise click.exceptions.Exit(_READER_GONE) from error
+        except OSError as error:  # a full disk, a folder that may not be written
+            report(f"The operating system refused: {_refusal(error)}.")
+            if debugging():
+                raise
+            _silence_stdout()
+            raise click.exceptions.Exit(1) from error
+
+
+def _refusal(error: OSError) -> str:
+    where = "" if error.filename is None else f" ({error.filename})"
+    return f"{error.strerror or error}{where}"
 
 
 def _silence_stdout() -> None:

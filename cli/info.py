@@ -55,14 +55,20 @@ def describe(bundle: Bundle) -> Iterator[tuple[str, str]]:
     taps = ", ".join(f"{name} {list(tap.shape)}" for name, tap in tower.taps.items())
     graph = "" if tower.graph else ", text only: encode pictures elsewhere"
     yield "tower", f"{tower.family}, {tower.variant}, taps: {taps}{graph}"
+    from primelens.decoding.effective import describe_generation
+
     for name, head in manifest.heads.items():
         decoder = f"{head.decoder.layers} layers, vocabulary {head.decoder.vocab_size}"
-        limit = f"up to {head.generation.max_new_tokens} new tokens"
-        yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {decoder}, {limit}"
+        yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {decoder}"
+        decoding = describe_generation(head.generation)
+        yield f"  {name} decodes", ", ".join(f"{key}={value}" for key, value in decoding.items())
     yield "golden", manifest.golden or "none: nothing to replay"
     yield "written by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items())
     for name, value in _flat(manifest.parity):
         yield f"parity {name}", value
+
+
+_LONG = 60  # characters of a list; digests and the like are for --json
 
 
 def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -71,7 +77,7 @@ def _flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _flat(value, f"{name}.")
-        elif isinstance(value, list | tuple) and len(value) > 4:
+        elif isinstance(value, list | tuple) and len(str(value)) > _LONG:
             yield name, f"{len(value)} values"
         else:
             yield name, f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ on neither and offers them as extras that exclude each other.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -16,6 +17,8 @@ from typing import Any
 from primelens.errors import DependencyError
 
 __all__ = ["BUILDS", "installed_builds", "onnxruntime_module"]
+
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 BUILDS: Mapping[str, str] = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}
 """Distribution name → the extra of primelens that brings it."""
@@ -35,6 +38,10 @@ def installed_builds() -> dict[str, str]:
 def onnxruntime_module() -> Any:
     """Import ONNX Runtime (once; Python keeps it) and return the module.
 
+    Its official builds from 1.32 on report usage to their maker and keep an identifier in the
+    user's cache folder, unless ``ORT_DISABLE_TELEMETRY=1`` stands in the environment before they
+    are imported. primelens sets it, where the user has not set it otherwise.
+
     The module is typed ``Any``: it ships no annotations.
 
     Raises:
@@ -48,6 +55,7 @@ def onnxruntime_module() -> Any:
             remedy="Run `pip uninstall onnxruntime onnxruntime-gpu`, then install the one you "
             "want: `pip install 'primelens[cpu]'` or `pip install 'primelens[gpu]'`.",
         )
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         module: ModuleType = importlib.import_module("onnxruntime")
     except ModuleNotFoundError as error:

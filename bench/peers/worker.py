@@ -22,6 +22,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+# ONNX Runtime's official builds report usage unless told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 def open_backend(name: str, options: dict[str, Any]) -> Any:
     """The backend ``name``: ``primelens``, or one of those in ``generate.py`` beside this file."""

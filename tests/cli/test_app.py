@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -134,6 +135,37 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
     _, errors = child.communicate(timeout=30)
     assert child.returncode == 141
     assert errors == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+def test_a_full_disk_is_one_line_and_no_traceback() -> None:
+    command = [sys.executable, "-m", "primelens.cli", "info", "default"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"primelens: error: The operating system refused: No space left")
+    assert b"Traceback" not in done.stderr
+
+
+def test_measuring_asks_for_its_packages_before_it_starts(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name)
+    )
+    result = run("bench", "limits")
+    assert result.exit_code == 1
+    assert "pyarrow" in result.stderr
+    assert "primelens[bench]" in result.stderr
+
+
+def test_info_says_how_a_head_decodes(run: Run) -> None:
+    lines = run("info", "default").stdout.splitlines()
+    (line,) = [line for line in lines if "decodes" in line]
+    assert "strategy=greedy" in line
+    assert "max_new_tokens=40" in line
+    assert max(map(len, lines)) < 500
 
 
 def test_a_missing_package_names_its_extra() -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from primelens import installation
 from primelens.errors import DependencyError
+
+FROZEN = Path(__file__).parent / "data" / "bundle-v1"
 
 
 @pytest.fixture
@@ -129,3 +134,28 @@ def test_installed_builds_reads_the_real_metadata() -> None:
             continue
     assert expected, "the tests run with one of the two extras"
     assert installation.installed_builds() == expected
+
+
+def test_running_a_model_writes_nothing_into_the_users_home(tmp_path: Path) -> None:
+    """Builds of ONNX Runtime that report usage keep an identifier there, unless told not to."""
+    code = (
+        "import numpy, primelens; "
+        f"model = primelens.load({str(FROZEN)!r}); "
+        "print(len(model.caption(numpy.zeros((9, 9, 3), 'uint8')).tokens))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], check=True, env=environment, capture_output=True
+    )
+    assert int(done.stdout) > 0
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_who_wants_telemetry_keeps_it(
+    fake_metadata: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_metadata["onnxruntime"] = "1.32.0"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    installation.onnxruntime_module()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0"
