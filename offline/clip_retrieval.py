@@ -16,7 +16,8 @@ from __future__ import annotations
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from primelens.atomic import atomic_folder
 from primelens.errors import DependencyError, StoreError
 from primelens.store.codec import stored
 from primelens.store.entry_file import Entry, Head
-from primelens.store.exchange import Imported, whole_entries
-from primelens.store.key import EntryKey, Frame, StoredDtype
+from primelens.store.exchange import Imported, keep_sound, key_of, whole_entries
+from primelens.store.key import StoredDtype
 from primelens.store.store import EmbeddingStore
 
 __all__ = ["export_folder", "import_folder"]
@@ -37,7 +38,6 @@ _COLUMNS = (
     *("key", "source", "tower", "tap", "variant", "dtype", "frame", "width", "height"),
     *("max_error", "relative_error"),
 )
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def export_folder(
@@ -81,26 +81,22 @@ def import_folder(store: EmbeddingStore, folder: Path) -> Imported:
         DependencyError: pyarrow is not installed.
     """
     _, parquet = _pyarrow()
-    imported = Imported()
     files = sorted((folder / "metadata").glob("metadata_*.parquet"))
     if not files:
         raise StoreError(
             f"{folder} holds no metadata/metadata_*.parquet.",
             remedy="Give a folder that `primelens cache export --format clip-retrieval` wrote.",
         )
+    return keep_sound(store, _foreign(folder, files, parquet))
+
+
+def _foreign(
+    folder: Path, files: Sequence[Path], parquet: Any
+) -> Iterator[tuple[str, Callable[[], Entry]]]:
     for path in files:
         values, rows = _read(folder, path, parquet)
         for number, (row, value) in enumerate(zip(rows, values, strict=True)):
-            try:
-                entry = _entry(row, value)
-            except _MALFORMED as error:
-                imported.problems.append(f"{path}: row {number}: {error}")
-                continue
-            if store.put_stored(entry):
-                imported.kept += 1
-            else:
-                imported.problems.append(f"{path}: row {number}: it could not be written")
-    return imported
+            yield f"{path}: row {number}", partial(_entry, row, value)
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -182,17 +178,8 @@ def _read(folder: Path, path: Path, parquet: Any) -> tuple[NDArray[Any], Sequenc
 
 
 def _entry(row: dict[str, Any], values: NDArray[Any]) -> Entry:
-    frame = json.loads(row["frame"]) if row["frame"] else None
-    key = EntryKey(
-        tower=row["tower"],
-        variant=row["variant"],
-        dtype=row["dtype"],
-        source=row["source"],
-        frame=None if frame is None else Frame(frame["index"], frame["timestamp_ns"]),
-        tap=row["tap"],
-    )
-    if key.digest != row["key"]:
-        raise ValueError("the parts of the key do not make the key")
+    parts = {**row, "frame": json.loads(row["frame"]) if row["frame"] else None}
+    key = key_of(parts, row["tap"], row["key"])
     # int8 values are kept as the floats they stand for: quantising them again could move them.
     exact: StoredDtype = "fp16" if key.dtype == "fp16" else "fp32"
     kept = stored(np.array(values, np.float32), exact)

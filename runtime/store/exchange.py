@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ __all__ = [
     "describe",
     "export_shards",
     "import_shards",
+    "keep_sound",
+    "key_of",
     "whole_entries",
 ]
 
@@ -53,6 +56,50 @@ def whole_entries(store: EmbeddingStore) -> Iterator[Entry]:
         entry = store.entry(row)
         if entry is not None:
             yield entry
+
+
+def keep_sound(
+    store: EmbeddingStore, entries: Iterable[tuple[str, Callable[[], Entry]]]
+) -> Imported:
+    """Keep foreign entries; what is unsound is not kept, and is reported.
+
+    Args:
+        store: where to.
+        entries: where each comes from, for messages, and what reads it; a reader raises whatever
+            malformed data make it raise.
+    """
+    imported = Imported()
+    for where, read in entries:
+        try:
+            entry = read()
+        except _MALFORMED as error:
+            imported.problems.append(f"{where}: {error}")
+            continue
+        if store.put_stored(entry):
+            imported.kept += 1
+        else:
+            imported.problems.append(f"{where}: it could not be written")
+    return imported
+
+
+def key_of(parts: Mapping[str, Any], tap: str, digest: str) -> EntryKey:
+    """The key that is made of ``parts``, as `EntryKey.document` names them.
+
+    Raises:
+        ValueError: they do not make the key with that digest.
+    """
+    frame = parts["frame"]
+    key = EntryKey(
+        tower=parts["tower"],
+        variant=parts["variant"],
+        dtype=parts["dtype"],
+        source=parts["source"],
+        frame=None if frame is None else Frame(frame["index"], frame["timestamp_ns"]),
+        tap=tap,
+    )
+    if key.digest != digest:
+        raise ValueError("the parts of the key do not make the key")
+    return key
 
 
 def describe(entry: Entry) -> dict[str, Any]:
@@ -112,22 +159,15 @@ def import_shards(store: EmbeddingStore, shards: Iterable[Path]) -> Imported:
     Raises:
         StoreError: a file cannot be read, or is no such shard.
     """
-    imported = Imported()
+    return keep_sound(store, _foreign(shards))
+
+
+def _foreign(shards: Iterable[Path]) -> Iterator[tuple[str, Callable[[], Entry]]]:
     for path in shards:
         arrays, metadata = _open_shard(path)
         for digest, text in metadata.items():
-            if digest == "format":
-                continue
-            try:
-                entry = _entry(digest, json.loads(text), arrays)
-            except _MALFORMED as error:
-                imported.problems.append(f"{path}: {digest}: {error}")
-                continue
-            if store.put_stored(entry):
-                imported.kept += 1
-            else:
-                imported.problems.append(f"{path}: {digest}: it could not be written")
-    return imported
+            if digest != "format":
+                yield f"{path}: {digest}", partial(_entry, digest, text, arrays)
 
 
 def _open_shard(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -147,20 +187,12 @@ def _open_shard(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
 
 
-def _entry(digest: str, described: dict[str, Any], arrays: dict[str, Any]) -> Entry:
-    document, frame = described["key"], described["key"]["frame"]
-    if document["key_version"] != KEY_VERSION:
-        raise ValueError(f"key version {document['key_version']} is unknown")
-    key = EntryKey(
-        tower=document["tower"],
-        variant=document["variant"],
-        dtype=document["dtype"],
-        source=document["source"],
-        frame=None if frame is None else Frame(frame["index"], frame["timestamp_ns"]),
-        tap=described["tap"],
-    )
-    if key.digest != digest:
-        raise ValueError("the parts of the key do not make the key")
+def _entry(digest: str, text: str, arrays: Mapping[str, Any]) -> Entry:
+    described = json.loads(text)
+    version = described["key"]["key_version"]
+    if version != KEY_VERSION:
+        raise ValueError(f"key version {version} is unknown")
+    key = key_of(described["key"], described["tap"], digest)
     names = ("scales", "values")
     kept = Stored.of({n: arrays[f"{digest}.{n}"] for n in names if f"{digest}.{n}" in arrays})
     width, height = described["size"]
