@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from primelens.export.decoder_plan import (
@@ -150,8 +151,7 @@ class _DecoderBuilder:
         if embedding.scale != 1.0:
             scale = g.op("Constant", [], "embedding.scale", value_float=float(embedding.scale))
             tokens = g.op("Mul", [tokens, scale], "embedding.scaled")
-        table = g.weight("embedding.positions", embedding.positions)
-        places = g.op("Gather", [table, self._positions], "embedding.position", axis=0)
+        places = self._places()
         first = self._plan.layers[0].self_attention.norm
         if embedding.norm is None and self._plan.norm_first:
             normed, value = self._skip_norm(tokens, places, first, None, "layer.0.attention.norm")
@@ -163,6 +163,28 @@ class _DecoderBuilder:
         if not self._plan.norm_first:
             return _Stream(value, value)
         return _Stream(value, self._norm(value, first, "layer.0.attention.norm"))
+
+    def _places(self) -> ir.Value:
+        """Every token's position vector."""
+        g, embedding = self._g, self._plan.embedding
+        positions, table = self._positions, embedding.positions
+        if embedding.padding is not None:
+            assert embedding.unplaced is not None
+            # Row 0 is the padding token's; the others count from 1: those before this call (which
+            # transformers counts whatever they were), and in it those that are no padding.
+            table = np.concatenate([embedding.unplaced[None], table])
+            padding = g.integers("embedding.padding", [embedding.padding])
+            found = g.op("Equal", [self._ids, padding], "embedding.padded")
+            placed = g.op("Not", [found], "embedding.placed")
+            placed = g.op("Cast", [placed], "embedding.counted", to=INT64)
+            axis = g.integers("embedding.axis", [1])
+            count = g.op("CumSum", [placed, axis], "embedding.count")
+            first = g.integers("embedding.first", [0])
+            before = g.op("Gather", [self._positions, first], "embedding.before", axis=1)
+            count = g.op("Add", [count, before], "embedding.place")
+            positions = g.op("Mul", [count, placed], "embedding.row")
+        weight = g.weight("embedding.positions", table)
+        return g.op("Gather", [weight, positions], "embedding.position", axis=0)
 
     def _norm_after(
         self, index: int, block: SelfAttention | CrossAttention | FeedForward

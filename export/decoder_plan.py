@@ -100,12 +100,18 @@ class Embedding:
         positions: ``[P, C]``, any offset cut off and any constant (token type) added in.
         scale: factor on the token's vector.
         norm: normalisation of the sum, or None.
+        padding: id of a token that takes no place: it has the vector `unplaced` instead of a
+            position, and those after it in the same call count on as if it were not there. None
+            where every token takes its place.
+        unplaced: ``[C]``, with `padding` only.
     """
 
     tokens: Array
     positions: Array
     scale: float = 1.0
     norm: Norm | None = None
+    padding: int | None = None
+    unplaced: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from primelens.export.decoder_plan import (
 from primelens.export.layers import activation, activation_gap, linear, norm, same
 from primelens.export.registry import as_array, register_decoder
 
-__all__ = ["BertDecoder"]
+__all__ = ["BertDecoder", "bert_gaps", "bert_layer"]
 
 
 @register_decoder
@@ -28,15 +28,7 @@ class BertDecoder:
     model_types = ("bert",)
 
     def gaps(self, config: Any) -> list[str]:
-        gaps = activation_gap("decoder.hidden_act", config.hidden_act)
-        positions = getattr(config, "position_embedding_type", "absolute")
-        if positions != "absolute":
-            gaps.append(f"decoder.position_embedding_type is {positions!r}, not 'absolute'")
-        if not config.is_decoder:
-            gaps.append("decoder.is_decoder is false: the attention would not be causal")
-        if not config.add_cross_attention:
-            gaps.append("decoder.add_cross_attention is false: the text would not see the image")
-        return gaps
+        return bert_gaps(config)
 
     def plan(self, model: Any) -> DecoderPlan:
         config, embeddings = model.config, model.bert.embeddings
@@ -52,7 +44,7 @@ class BertDecoder:
                 as_array(embeddings.position_embeddings.weight) + kind,
                 norm=norm(embeddings.LayerNorm),
             ),
-            layers=tuple(_layer(layer, config) for layer in model.bert.encoder.layer),
+            layers=tuple(bert_layer(layer, config) for layer in model.bert.encoder.layer),
             heads=config.num_attention_heads,
             head_dim=config.hidden_size // config.num_attention_heads,
             norm_first=False,
@@ -65,7 +57,21 @@ class BertDecoder:
         )
 
 
-def _layer(layer: Any, config: Any) -> Layer:
+def bert_gaps(config: Any) -> list[str]:
+    """What a BERT-like configuration asks for that the plan does not mirror."""
+    gaps = activation_gap("decoder.hidden_act", config.hidden_act)
+    positions = getattr(config, "position_embedding_type", "absolute")
+    if positions != "absolute":
+        gaps.append(f"decoder.position_embedding_type is {positions!r}, not 'absolute'")
+    if not config.is_decoder:
+        gaps.append("decoder.is_decoder is false: the attention would not be causal")
+    if not config.add_cross_attention:
+        gaps.append("decoder.add_cross_attention is false: the text would not see the image")
+    return gaps
+
+
+def bert_layer(layer: Any, config: Any) -> Layer:
+    """A decoder layer under BERT's names."""
     attention, cross = layer.attention, layer.crossattention
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
     projections = (attention.self.query, attention.self.key, attention.self.value)

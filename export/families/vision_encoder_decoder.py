@@ -8,7 +8,8 @@ The seam runs after the tower's last hidden state. The decoder's cross-attention
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from primelens.export.registry import (
 )
 
 __all__ = ["VisionEncoderDecoder", "VisionEncoderDecoderReference"]
+
+_REMEMBERED = 4
+_PIXELS_AT_ONCE = 8 * 384 * 384  # bounds the memory of a large tower
 
 
 @register_model
@@ -87,12 +91,12 @@ class VisionEncoderDecoderReference:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._seen: dict[tuple[torch.dtype, tuple[int, ...], bytes], torch.Tensor] = {}
 
     @torch.no_grad()
     def taps(self, pixels: Array) -> dict[str, Array]:
         """The tower's output."""
-        states = self._model.encoder(pixel_values=self._tensor(pixels)).last_hidden_state
-        return {"last_hidden_state": states.numpy()}
+        return {"last_hidden_state": self._states(pixels).numpy()}
 
     @torch.no_grad()
     def logits(self, tap: Array, tokens: Array) -> Array:
@@ -110,11 +114,41 @@ class VisionEncoderDecoderReference:
         self, pixels: Array, settings: Mapping[str, Any], *, plain: bool
     ) -> list[list[int]]:
         """The model's own ``generate`` with a KV cache; the whole batch in one call."""
-        generation = resolve_generation(self._model)
         with plain_generation(self._model) if plain else contextlib.nullcontext():
-            rows = self._model.generate(pixel_values=self._tensor(pixels), **settings)
-        start, ends = len(generation.start_tokens), set(generation.eos_tokens)
-        return [_until_end(row[start:].tolist(), ends) for row in rows]
+            return self._generate(pixels, (), settings)
+
+    @torch.no_grad()
+    def generate_after(
+        self, pixels: Array, prompt: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[list[int]]:
+        """Continuations of a prompt, start tokens and prompt cut off; plain."""
+        with plain_generation(self._model):
+            return self._generate(pixels, prompt, settings)
+
+    def _generate(
+        self, pixels: Array, prompt: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[list[int]]:
+        generation = resolve_generation(self._model)
+        start, ends = [*generation.start_tokens, *prompt], set(generation.eos_tokens)
+        given = {"decoder_input_ids": torch.tensor([start] * len(pixels))} if prompt else {}
+        states = BaseModelOutput(self._states(pixels))
+        rows = self._model.generate(encoder_outputs=states, **given, **settings)
+        return [_until_end(row[len(start) :].tolist(), ends) for row in rows]
+
+    def _states(self, pixels: Array) -> torch.Tensor:
+        """The tower's last hidden state; that of the last few questions is remembered, because the
+        gate asks about the same pictures again and again.
+        """
+        dtype = next(self._model.parameters()).dtype
+        key = (dtype, pixels.shape, hashlib.sha256(np.ascontiguousarray(pixels)).digest())
+        if key not in self._seen:
+            while len(self._seen) >= _REMEMBERED:
+                self._seen.pop(next(iter(self._seen)))
+            rows = max(1, _PIXELS_AT_ONCE // (pixels.shape[2] * pixels.shape[3]))
+            parts = torch.split(self._tensor(pixels), rows)
+            states = [self._model.encoder(pixel_values=part).last_hidden_state for part in parts]
+            self._seen[key] = torch.cat(states)
+        return self._seen[key]
 
     @contextlib.contextmanager
     def widen(self) -> Iterator[None]:

@@ -1,0 +1,69 @@
+"""Gives every parameter of a freshly made model a value that matters.
+
+Freshly initialised weights make a nearly blind test: biases are zero, norms are one, and the text
+repeats one token. Here matrices keep a variance that preserves scale; biases, norm weights and
+positions get spread; attention in the decoder is sharp, so that the picture and the past steer the
+text and greedy decoding wanders.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["randomise"]
+
+_TABLES = ("word_embeddings", "wte", "lm_head", "token_type", "embed_tokens", "output_projection")
+_QUERY_OR_KEY = (".query.", ".key.", "q_attn", ".q_proj.", ".k_proj.")
+_CROSS_OUT = (
+    "crossattention.output.dense",
+    "crossattention.c_proj",
+    "encoder_attn.out_proj",
+)
+_SHARP = 4.0  # spread of attention: scores vary enough for a state to choose what it looks at
+_TEXT = "decoder."  # what the names of a text decoder's parameters start with
+
+
+@torch.no_grad()
+def randomise(model: Any, seed: int, *, text: str = _TEXT) -> None:
+    """Overwrite every parameter, and every running statistic, with seeded noise.
+
+    Args:
+        model: any transformers model with a tower and a text decoder.
+        seed: same seed, same model: same values.
+        text: prefix of the text decoder's parameter names; everything else counts as the tower.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(_randomised(name, parameter, noise, decoder=name.startswith(text)))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+        elif name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+        elif name.endswith("final_logits_bias"):
+            buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+
+
+def _randomised(name: str, parameter: torch.Tensor, noise: torch.Tensor, *, decoder: bool) -> Any:
+    """Independent normal values, at the scale that fits the parameter's role."""
+    if name.endswith("bias"):
+        return (0.1 if decoder else 0.2) * noise
+    if "norm" in name.lower() or "ln_" in name:
+        return 1.0 + 0.2 * noise
+    if "position" in name or "wpe" in name:
+        return (2.0 if decoder else 0.5) * noise  # so that no two steps look alike
+    if parameter.ndim < 2 or "_token" in name or any(part in name for part in _TABLES):
+        return 0.5 * noise
+    conv1d = ".c_" in name or "q_attn" in name  # stored [in, out]
+    fan_in = parameter.shape[0] if conv1d else parameter[0].numel()
+    weight = noise / fan_in**0.5
+    if any(part in name for part in _CROSS_OUT):
+        return 0.4 * weight  # else what the picture says drowns what the text says
+    if decoder and any(part in name for part in _QUERY_OR_KEY):
+        weight *= _SHARP
+    elif decoder and "c_attn" in name:  # [query,] key and value side by side: all but value
+        weight[:, : -parameter.shape[0]] *= _SHARP
+    return weight

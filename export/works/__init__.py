@@ -1,0 +1,1 @@
+"""Reference works, one file per family of models; `primelens.export.work` imports all of them."""
