@@ -12,6 +12,7 @@ from primelens.cli.app import app
 
 if TYPE_CHECKING:
     from primelens.bundle import Bundle
+    from primelens.manifest import HeadSpec, RankHeadSpec
 
 __all__ = ["describe"]
 
@@ -55,17 +56,26 @@ def describe(bundle: Bundle) -> Iterator[tuple[str, str]]:
     taps = ", ".join(f"{name} {list(tap.shape)}" for name, tap in tower.taps.items())
     graph = "" if tower.graph else ", text only: encode pictures elsewhere"
     yield "tower", f"{tower.family}, {tower.variant}, taps: {taps}{graph}"
-    from primelens.decoding.effective import describe_generation
-
     for name, head in manifest.heads.items():
-        decoder = f"{head.decoder.layers} layers, vocabulary {head.decoder.vocab_size}"
-        yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {decoder}"
-        decoding = describe_generation(head.generation)
-        yield f"  {name} decodes", ", ".join(f"{key}={value}" for key, value in decoding.items())
+        yield from _head(name, head)
     yield "golden", manifest.golden or "none: nothing to replay"
     yield "written by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items())
     for name, value in _flat(manifest.parity):
         yield f"parity {name}", value
+
+
+def _head(name: str, head: HeadSpec | RankHeadSpec) -> Iterator[tuple[str, str]]:
+    from primelens.decoding.effective import describe_generation
+    from primelens.manifest import RankHeadSpec
+
+    if isinstance(head, RankHeadSpec):
+        sizes = f"embeddings of width {head.width}, {head.scoring}"
+        yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {sizes}"
+        return
+    decoder = f"{head.decoder.layers} layers, vocabulary {head.decoder.vocab_size}"
+    yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {decoder}"
+    decoding = describe_generation(head.generation)
+    yield f"  {name} decodes", ", ".join(f"{key}={value}" for key, value in decoding.items())
 
 
 _LONG = 60  # characters of a list; digests and the like are for --json

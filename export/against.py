@@ -11,14 +11,14 @@ from typing import Any
 
 from primelens.bundle import open_bundle
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
-from primelens.export.gate import GateReport, run_gate
-from primelens.export.generation import resolve_generation
+from primelens.export.gate import GateReport
+from primelens.export.kinds import kind_of
 from primelens.export.options import GateOptions
 from primelens.export.pipeline import answers_of
-from primelens.export.registry import ModelSplit
+from primelens.export.registry import HeadSplit, ModelSplit
 from primelens.hub import resolve
 from primelens.identity import tower_identity, weights_digest
-from primelens.manifest import Manifest
+from primelens.manifest import HeadSpec, Manifest
 from primelens.verify import Check, VerifyReport
 
 __all__ = ["verify_against"]
@@ -46,7 +46,8 @@ def verify_against(
     answers = answers_of(source, split, options)
     for name, found in answers.items():
         if name in opened.manifest.heads:
-            checks += _gate_checks(name, run_gate(opened.folder, name, found, options))
+            kind = kind_of(split.heads[name])
+            checks += _gate_checks(name, kind.gate(opened.folder, name, found, options))
     engine = f"the shipped runtime against {source.architecture}"
     return VerifyReport(str(opened.folder), engine, tuple(checks))
 
@@ -69,8 +70,9 @@ def _declarations(manifest: Manifest, source: Checkpoint, split: ModelSplit) -> 
         spec = manifest.heads.get(name)
         digest = weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()})
         checks.append(_equal(f"head {name}, digest", spec and spec.digest, digest))
-        generation = resolve_generation(source.model)
-        checks.append(_equal(f"head {name}, generation", spec and spec.generation, generation))
+        if isinstance(head, HeadSplit):
+            declared_as = spec.generation if isinstance(spec, HeadSpec) else None
+            checks.append(_equal(f"head {name}, generation", declared_as, head.generation))
     return checks
 
 

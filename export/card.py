@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from primelens.manifest import HeadSpec, Manifest
+from primelens.manifest import HeadSpec, Manifest, RankHeadSpec
 
 __all__ = ["bundle_card"]
 
@@ -39,7 +39,12 @@ def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head_line(name: str, head: HeadSpec) -> str:
+def _head_line(name: str, head: HeadSpec | RankHeadSpec) -> str:
+    if isinstance(head, RankHeadSpec):
+        return (
+            f"* **Head `{name}`**: rank, embeddings of width {head.width}, {head.scoring}, "
+            f"{head.precision}"
+        )
     decoder = head.decoder
     return (
         f"* **Head `{name}`**: {head.kind}, {decoder.layers} layers of {decoder.kv_heads} x "

@@ -15,20 +15,16 @@ import onnx_ir as ir
 
 from primelens.errors import CheckpointError, UnsupportedError
 from primelens.export.checkpoint import Checkpoint
-from primelens.export.connector_graph import build_connector
-from primelens.export.decoder_graph import build_decoder
-from primelens.export.generation import settings_gaps
+from primelens.export.kinds import TOKENIZER, kind_of
 from primelens.export.options import ExportOptions
-from primelens.export.quantise import Recipe, recipe
-from primelens.export.registry import HeadSplit, ModelSplit
+from primelens.export.quantise import recipe
+from primelens.export.registry import ModelSplit
 from primelens.export.storage import narrow_weights
 from primelens.export.tower_graph import build_tower
-from primelens.identity import tower_identity, weights_digest
-from primelens.manifest import DecoderSpec, HeadSpec, Source, TapSpec, TowerSpec
+from primelens.identity import tower_identity
+from primelens.manifest import HeadSpec, RankHeadSpec, Source, TapSpec, TowerSpec
 
 __all__ = ["Draft", "draft_bundle", "producer"]
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass
@@ -47,7 +43,7 @@ class Draft:
     name: str
     source: Source
     tower: TowerSpec
-    heads: dict[str, HeadSpec]
+    heads: dict[str, HeadSpec | RankHeadSpec]
     graphs: dict[str, ir.Model]
     texts: dict[str, str]
     notes: list[str] = field(default_factory=list)
@@ -62,16 +58,16 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         UnsupportedError: the generation_config asks for what decoding does not honour.
     """
     size = _input_size(checkpoint, split)
-    _check_generation(split)
+    _check_heads(split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, size)
     shapes = _tap_shapes(tower_model)
     graphs = {"tower": tower_model}
-    heads = {}
+    heads: dict[str, HeadSpec | RankHeadSpec] = {}
     for name, head in split.heads.items():
-        length = shapes[head.tap][0]
-        graphs |= _head_graphs(name, head, length)
-        heads[name] = _head_spec(name, head, checkpoint, steps)
+        kind = kind_of(head)
+        graphs |= kind.graphs(name, head, shapes[head.tap])
+        heads[name] = kind.spec(name, head, checkpoint, steps.name)
     steps.apply(graphs)
     saved = 0
     if options.storage == "auto":
@@ -124,53 +120,18 @@ def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
     return size
 
 
-def _check_generation(split: ModelSplit) -> None:
+def _check_heads(split: ModelSplit) -> None:
     gaps = [
         f"head {name}: {gap}"
         for name, head in split.heads.items()
-        for gap in settings_gaps(head.generation)
+        for gap in kind_of(head).gaps(head)
     ]
     if gaps:
         raise UnsupportedError(
-            "The checkpoint's generation_config asks for what primelens does not honour:",
+            "The checkpoint asks for what primelens does not honour:",
             remedy="Remove these settings from generation_config.json if they are not wanted.",
             problems=gaps,
         )
-
-
-def _head_graphs(name: str, head: HeadSplit, length: int) -> dict[str, ir.Model]:
-    blocks = [layer.cross_attention for layer in head.plan.layers]
-    connector = build_connector(
-        [block for block in blocks if block is not None],
-        tap=head.tap,
-        length=length,
-        heads=head.plan.heads,
-        projection=head.projection,
-    )
-    return {f"{name}.connector": connector, f"{name}.decoder": build_decoder(head.plan, length)}
-
-
-def _head_spec(name: str, head: HeadSplit, checkpoint: Checkpoint, steps: Recipe) -> HeadSpec:
-    plan = head.plan
-    return HeadSpec(
-        kind=head.kind,
-        family=checkpoint.family.name,
-        tap=head.tap,
-        connector=f"{name}.connector.onnx",
-        decoder=DecoderSpec(
-            graph=f"{name}.decoder.onnx",
-            layers=len(plan.layers),
-            kv_heads=plan.heads,
-            head_dim=plan.head_dim,
-            vocab_size=plan.vocab_size,
-            max_positions=plan.max_positions,
-        ),
-        tokenizer=TOKENIZER,
-        generation=head.generation,
-        precision=steps.name,
-        digest=weights_digest({name: tensor.numpy() for name, tensor in head.tensors.items()}),
-        clean_up_spaces=checkpoint.clean_up_spaces,
-    )
 
 
 def _identity(split: ModelSplit, tap: str, preprocessing: Mapping[str, Any]) -> str:

@@ -100,7 +100,8 @@ class _Gate:
 
     def __init__(self, model: Model, graphs: dict[str, Graph], head: str, answers: Answers) -> None:
         self._model, self._graphs, self._answers = model, graphs, answers
-        self._head = model.manifest.heads[head]
+        self._name = head
+        self._head = model.manifest.writers[head]
         self._exact = self._head.precision == "fp32"
         self._plain = DecodingOptions(ignore=tuple(self._head.generation.settings))
         self._report = GateReport()
@@ -168,7 +169,6 @@ class _Gate:
     def _run_prefill(self, rows: Array, lengths: Array, flat: Array) -> Array:
         spec = self._head.decoder
         taps = np.stack([image.taps[self._head.tap] for image in self._report.encoded])
-        assert self._head.connector is not None
         cross = self._graphs[self._head.connector].run({self._head.tap: taps})
         count, width = rows.shape
         shape = (count, spec.kv_heads, capacity_for(width, spec), spec.head_dim)
@@ -188,7 +188,9 @@ class _Gate:
     def _steps(self) -> list[str]:
         answers = self._answers
         steps = len(answers.forced[0])
-        options = CaptionOptions(max_new_tokens=steps, min_new_tokens=steps, decoding=self._plain)
+        options = CaptionOptions(
+            max_new_tokens=steps, min_new_tokens=steps, head=self._name, decoding=self._plain
+        )
         batch = self._model.caption(self._report.encoded, options)
         alone = self._model.caption(self._report.encoded[0], options)
         if self._exact:
@@ -209,13 +211,15 @@ class _Gate:
 
     def _natural(self) -> list[str]:
         answers, failures = self._answers, []
-        captions = self._model.caption(self._report.encoded, CaptionOptions(decoding=self._plain))
+        captions = self._model.caption(
+            self._report.encoded, CaptionOptions(head=self._name, decoding=self._plain)
+        )
         if not self._exact:
             equal = [
                 list(c.tokens) == list(t) for c, t in zip(captions, answers.natural, strict=True)
             ]
             self._report.measured["natural_texts_equal"] = sum(equal) / len(equal)
-            head = self._model.head()
+            head = self._model.head(name=self._name)
             for image, caption in zip(self._report.encoded, captions, strict=True):
                 tokens = list(caption.tokens)
                 self._report.natural.append((tokens, head.forced_logits(image, tokens)))
@@ -234,7 +238,7 @@ class _Gate:
         """Beams, penalties and whatever else the checkpoint's generation_config asks for."""
         if self._answers.default is None:
             return []
-        captions = self._model.caption(self._report.encoded, CaptionOptions())
+        captions = self._model.caption(self._report.encoded, CaptionOptions(head=self._name))
         pairs = list(zip(captions, self._answers.default, strict=True))
         settings = dict(self._head.generation.settings)
         self._report.measured["default_settings"] = {"settings": settings, "pictures": len(pairs)}
@@ -338,7 +342,7 @@ class _Gate:
     def _show(self, token: int | None) -> str:
         if token is None:
             return "nothing more"
-        return f"{token} ({self._model.head().text.piece(token)!r})"
+        return f"{token} ({self._model.head(name=self._name).text.piece(token)!r})"
 
     def _consistent(self, batch: Sequence[Caption], alone: Caption) -> list[str]:
         """A quantised bundle against itself: steps against prefill, batch against single.

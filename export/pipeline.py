@@ -17,18 +17,19 @@ import numpy as np
 
 from primelens.atomic import atomic_folder
 from primelens.errors import GateError
-from primelens.export.answers import Answers, ask
 from primelens.export.bundle_writer import GOLDEN, write_draft, write_manifest
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.draft import Draft, draft_bundle
-from primelens.export.gate import NOISE_FACTOR, GateReport, run_gate
-from primelens.export.golden import golden_arrays, golden_parity, write_golden
+from primelens.export.gate import NOISE_FACTOR, GateReport
+from primelens.export.golden import golden_parity, write_golden
+from primelens.export.kinds import kind_of
 from primelens.export.options import ExportOptions, ExportReport, GateOptions
 from primelens.export.pictures import random_pictures
 from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelSplit
 from primelens.hub import resolve
 from primelens.images import read_image
+from primelens.manifest import RankHeadSpec
 
 __all__ = ["answers_of", "export_checkpoint", "prove", "write_proved"]
 
@@ -74,9 +75,7 @@ def _name(checkpoint: str | Path) -> str | None:
     return None if Path(checkpoint).exists() else str(checkpoint)
 
 
-def answers_of(
-    checkpoint: Checkpoint, split: ModelSplit, options: GateOptions
-) -> dict[str, Answers]:
+def answers_of(checkpoint: Checkpoint, split: ModelSplit, options: GateOptions) -> dict[str, Any]:
     """What the source says, head by head, about random pictures and the given ones."""
     size = checkpoint.preprocessing.output_size or (224, 224)
     pictures = random_pictures(options.random_images, size, options.seed)
@@ -84,7 +83,7 @@ def answers_of(
         pictures.append(np.asarray(read_image(path).rgb()))
     with quiet_transformers():
         return {
-            name: ask(checkpoint, head, pictures, options.steps)
+            name: kind_of(head).ask(checkpoint, head, pictures, options)
             for name, head in split.heads.items()
         }
 
@@ -92,7 +91,7 @@ def answers_of(
 def write_proved(
     draft: Draft,
     split: ModelSplit,
-    answers: Mapping[str, Answers],
+    answers: Mapping[str, Any],
     folder: Path,
     options: ExportOptions,
     clock: _Clock | None = None,
@@ -106,7 +105,7 @@ def write_proved(
     with clock.stage("write"):
         write_draft(draft, folder, options)
     with clock.stage("prove"):
-        reports = prove(folder, answers, options.gate)
+        reports = prove(folder, split, answers, options.gate)
     parity = _parity(draft, answers, reports, options)
     arrays: dict[str, Any] = {}
     with clock.stage("golden"):
@@ -114,7 +113,7 @@ def write_proved(
             quantised = draft.heads[name].precision != "fp32"
             report = reports[name] if quantised else None
             if not reports[name].failures or not quantised:
-                arrays |= golden_arrays(name, head, answers[name], report)
+                arrays |= kind_of(head).golden(name, head, answers[name], report)
         if arrays:
             write_golden(folder / GOLDEN, arrays)
         write_manifest(draft, folder, options, parity)
@@ -122,14 +121,17 @@ def write_proved(
 
 
 def prove(
-    folder: Path, answers: Mapping[str, Answers], options: GateOptions
+    folder: Path, split: ModelSplit, answers: Mapping[str, Any], options: GateOptions
 ) -> dict[str, GateReport]:
     """Run the gate over every head of the bundle in ``folder``.
 
     Raises:
         GateError: a head differs from its source, and ``allow_mismatch`` was not given.
     """
-    reports = {name: run_gate(folder, name, found, options) for name, found in answers.items()}
+    reports = {
+        name: kind_of(split.heads[name]).gate(folder, name, found, options)
+        for name, found in answers.items()
+    }
     failures = [f"head {name}, {line}" for name, r in reports.items() for line in r.failures]
     if failures and not options.allow_mismatch:
         raise GateError(
@@ -145,13 +147,15 @@ def prove(
 
 def _parity(
     draft: Draft,
-    answers: Mapping[str, Answers],
+    answers: Mapping[str, Any],
     reports: Mapping[str, GateReport],
     options: ExportOptions,
 ) -> dict[str, Any]:
     first = next(iter(answers))
     not_measured = ["text quality on labelled data"]
     for name, head in draft.heads.items():
+        if isinstance(head, RankHeadSpec):
+            continue
         if head.generation.settings.get("do_sample"):
             not_measured.append(f"head {name}: sampling, which its generation_config asks for")
         elif head.precision != "fp32" and head.generation.settings:

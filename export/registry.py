@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from primelens.errors import UnsupportedError
 from primelens.export.decoder_plan import DecoderPlan, Linear
-from primelens.manifest import Generation
+from primelens.manifest import Generation, PromptSpec
 
 __all__ = [
     "DecoderFamily",
     "HeadSplit",
     "ModelFamily",
     "ModelSplit",
+    "RankSplit",
     "Reference",
     "TowerFamily",
     "TowerSplit",
@@ -137,15 +138,52 @@ class HeadSplit:
         generation: decoding defaults.
         tensors: name → source tensor of everything right of the seam.
         reference: the source model, to be compared with.
+        prompt: how prompts or questions are put to it.
     """
 
-    kind: Literal["caption"]
+    kind: Literal["caption", "answer", "generate"]
     tap: str
     plan: DecoderPlan
     projection: Linear | None
     generation: Generation
     tensors: Mapping[str, torch.Tensor]
     reference: Reference
+    prompt: PromptSpec = PromptSpec()  # noqa: RUF009 - frozen, hence safe to share
+
+
+@dataclass(frozen=True)
+class RankSplit:
+    """A text side that scores texts against pictures: the tuned half of a dual encoder.
+
+    Attributes:
+        tap: the tap it reads.
+        image: the tap ``[B, *]`` → image embeddings ``[B, width]`` of length 1.
+        text: ``input_ids``, ``attention_mask`` i64 ``[N, T]`` → text embeddings ``[N, width]`` of
+            length 1.
+        width: of both embeddings.
+        scoring: how scores become probabilities.
+        scale, bias: score = scale · ⟨image, text⟩ + bias.
+        max_length: longest text in tokens, special tokens included.
+        pad_token: id of the padding.
+        pad_to_max: every text is padded to ``max_length``.
+        templates: prompts that labels are put in.
+        tensors: name → source tensor of everything right of the seam.
+        reference: the source model, to be compared with.
+    """
+
+    tap: str
+    image: torch.nn.Module
+    text: torch.nn.Module
+    width: int
+    scoring: Literal["softmax", "sigmoid"]
+    scale: float
+    bias: float
+    max_length: int
+    pad_token: int
+    pad_to_max: bool
+    templates: tuple[str, ...]
+    tensors: Mapping[str, torch.Tensor]
+    reference: Any
 
 
 @dataclass(frozen=True)
@@ -154,7 +192,7 @@ class ModelSplit:
 
     tower_family: str
     tower: TowerSplit
-    heads: Mapping[str, HeadSplit]
+    heads: Mapping[str, HeadSplit | RankSplit]
 
 
 class ModelFamily(Protocol):

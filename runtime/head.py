@@ -1,4 +1,4 @@
-"""A caption head at work: the tuned side of the seam, from a tap to text.
+"""A head that writes text, at work: the tuned side of the seam, from a tap to text.
 
 A head owns a pool of decode sessions, one per (images, rows per image, capacity), so that a request
 finds its buffers allocated and bound. A session serves one request at a time; concurrent requests
@@ -35,7 +35,7 @@ from primelens.wording import Wording
 if TYPE_CHECKING:
     from primelens.store.derived import DerivedTensors, DerivedTier
 
-__all__ = ["CaptionHead", "Progress"]
+__all__ = ["Progress", "TextHead"]
 
 logger = logging.getLogger("primelens.head")
 
@@ -52,6 +52,21 @@ class Progress:
     step: float = 0.0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One text that is to be written: for which picture, after which prompt.
+
+    Attributes:
+        picture: the picture's place in the batch.
+        text: the prompt or question, or None.
+        stream: keys what is drawn at random for it.
+    """
+
+    picture: int
+    text: str | None
+    stream: str
+
+
 @dataclass
 class _Workspace:
     """A session with the connector bound in front of it."""
@@ -63,7 +78,7 @@ class _Workspace:
     session: DecoderSession
 
 
-class CaptionHead:
+class TextHead:
     """One head of a bundle; thread-safe.
 
     Args:
@@ -76,11 +91,8 @@ class CaptionHead:
     def __init__(
         self, bundle: Bundle, name: str, engine: Engine, derived: DerivedTensors | None = None
     ) -> None:
-        spec = bundle.manifest.heads[name]
-        if spec.connector is None:
-            raise BundleError(
-                f"The head {name!r} has no connector, which {spec.kind!r} heads need."
-            )
+        spec = bundle.manifest.writers[name]
+        self.name = name
         self.spec: HeadSpec = spec
         self.identity = bundle.manifest.tower.taps[spec.tap].identity
         self._tap_shape = bundle.manifest.tower.taps[spec.tap].shape
@@ -106,10 +118,13 @@ class CaptionHead:
         self._free: OrderedDict[int, _Workspace] = OrderedDict()
         self._lock = threading.Lock()
 
-    def prompt(self, options: CaptionOptions) -> list[int]:
-        """The ids that a sequence starts with."""
+    def prompt(self, text: str | None = None) -> list[int]:
+        """The ids that a sequence starts with, where ``text`` is its prompt or question."""
         start = list(self.spec.generation.start_tokens)
-        return start if options.prompt is None else start + self.text.encode(options.prompt)
+        if text is None:
+            return start
+        asked = self.text.encode(self.spec.prompt.fill(text))
+        return start + asked + list(self.spec.prompt.suffix_tokens)
 
     def limits(self, prompts: Sequence[Sequence[int]], options: CaptionOptions) -> Limits:
         """When sequences end: options over the checkpoint's defaults, within the positions."""
@@ -151,14 +166,14 @@ class CaptionHead:
         return describe_generation(self.spec.generation)
 
     def _search(
-        self, wanted: Effective, images: Sequence[EncodedImage], options: CaptionOptions
+        self, wanted: Effective, asked: Sequence[Asked], options: CaptionOptions
     ) -> tuple[Search, int]:
         """The search, and the most tokens that a row of it can have."""
-        prompts = [self.prompt(options) for _ in images]
+        prompts = [self.prompt(item.text) for item in asked]
         limits = self.limits(prompts, options)
         request = Request(
             prompts=prompts,
-            pictures=[image.source for image in images],
+            pictures=[item.stream for item in asked],
             limits=limits,
             bad_words=self._wording.bad_words(wanted),
             stop=self._wording.stop(wanted),
@@ -167,16 +182,29 @@ class CaptionHead:
         need = max(len(p) + n for p, n in zip(prompts, limits.max_new_tokens, strict=True))
         return build_search(wanted, request), need
 
-    def decode(self, images: Sequence[EncodedImage], options: CaptionOptions) -> Iterator[Progress]:
-        """Decode the images' captions; yields after every step, the same object each time.
+    def decode(
+        self,
+        images: Sequence[EncodedImage],
+        options: CaptionOptions,
+        texts: Sequence[Sequence[str]] | None = None,
+    ) -> Iterator[Progress]:
+        """Decode the images' texts; yields after every step, the same object each time.
 
         The results of greedy decoding and sampling grow with every step, those of a beam search
-        appear when an image is done.
+        appear when an image is done. They are ordered by image, then by its texts.
+
+        Args:
+            images: encoded pictures.
+            options: how to decode.
+            texts: per picture the prompts or questions, equally many for each; None puts
+                ``options.prompt`` to every picture. All of a picture's sequences read one copy of
+                what the connector made of it.
         """
         wanted = self.effective(options)
-        search, need = self._search(wanted, images, options)
+        asked = _asked(images, texts, options)
+        search, need = self._search(wanted, asked, options)
         progress = Progress(search.results)
-        rows = len(images) * wanted.rows_per_picture
+        rows = len(asked) * wanted.rows_per_picture
         workspace = self._take(len(images), rows, capacity_for(need, self.spec.decoder))
         try:
             progress.connector = self._connect(workspace, images)
@@ -192,15 +220,18 @@ class CaptionHead:
         finally:
             self._give_back(workspace)
 
-    def forced_logits(self, image: EncodedImage, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def forced_logits(
+        self, image: EncodedImage, tokens: Sequence[int], text: str | None = None
+    ) -> NDArray[np.float32]:
         """``[N, V]`` float32 logits before each of the N ``tokens``, fed one by one (teacher
         forcing).
 
         Args:
             image: the encoded picture.
-            tokens: the continuation to force, after the head's start tokens.
+            tokens: the continuation to force, after the head's start tokens and the text.
+            text: a prompt or question.
         """
-        prompt = self.prompt(CaptionOptions())
+        prompt = self.prompt(text)
         workspace = self._take(1, 1, capacity_for(len(prompt) + len(tokens), self.spec.decoder))
         try:
             self._connect(workspace, [image])
@@ -261,6 +292,20 @@ class CaptionHead:
             self._decoder, self.spec.decoder, rows=rows, capacity=capacity, cross=cross
         )
         return _Workspace((images, rows, capacity), tap, connect, cross, session)
+
+
+def _asked(
+    images: Sequence[EncodedImage], texts: Sequence[Sequence[str]] | None, options: CaptionOptions
+) -> list[Asked]:
+    if texts is None:
+        return [Asked(n, options.prompt, image.source) for n, image in enumerate(images)]
+    if len({len(some) for some in texts}) > 1 or len(texts) != len(images):
+        raise InputError("Every picture of a batch must come with equally many texts.")
+    return [
+        Asked(number, text, f"{image.source}\n{text}")
+        for number, (image, some) in enumerate(zip(images, texts, strict=True))
+        for text in some
+    ]
 
 
 def _cancel(options: CaptionOptions) -> Callable[[], None]:

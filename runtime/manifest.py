@@ -1,4 +1,4 @@
-"""``bundle.json``: what a bundle says of itself (format version 1).
+"""``bundle.json``: what a bundle says of itself (format version 2; version 1 is read too).
 
 The dataclasses below *are* the format; ARCHITECTURE.md describes them for readers of other
 languages.
@@ -12,10 +12,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from primelens.errors import BundleError, BundleVersionError
+from primelens.head_spec import (
+    DecoderSpec,
+    Generation,
+    HeadSpec,
+    PromptSpec,
+    RankHeadSpec,
+    TextTowerSpec,
+    check_digest,
+    check_positive,
+)
 from primelens.preprocessing import Preprocessing
 from primelens.schema import decode, encode
 
@@ -28,16 +38,18 @@ __all__ = [
     "Generation",
     "HeadSpec",
     "Manifest",
+    "PromptSpec",
+    "RankHeadSpec",
     "Source",
     "TapSpec",
+    "TextTowerSpec",
     "TowerSpec",
     "plain_file_name",
 ]
 
 FORMAT = "primelens-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -46,17 +58,6 @@ def plain_file_name(name: str) -> bool:
     first.
     """
     return bool(_NAME.fullmatch(name))
-
-
-def _positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}; it must be at least 1")
-
-
-def _digest(name: str, text: str) -> None:
-    if not _DIGEST.fullmatch(text):
-        raise ValueError(f"{name} {text!r} is not a SHA-256 in lower-case hexadecimal")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class FileRecord:
     def __post_init__(self) -> None:
         if self.size < 0:
             raise ValueError(f"size is {self.size}; it cannot be negative")
-        _digest("sha256", self.sha256)
+        check_digest("sha256", self.sha256)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Source:
     digest: str
 
     def __post_init__(self) -> None:
-        _digest("digest", self.digest)
+        check_digest("digest", self.digest)
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class TapSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _digest("identity", self.identity)
-        _positive(**{f"shape[{i}]": n for i, n in enumerate(self.shape)})
+        check_digest("identity", self.identity)
+        check_positive(**{f"shape[{i}]": n for i, n in enumerate(self.shape)})
 
 
 @dataclass(frozen=True)
@@ -146,93 +147,6 @@ class TowerSpec:
     variant: str
     taps: Mapping[str, TapSpec]
     preprocessing: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """The tuned decoder's graph and the sizes that its caches are allocated from.
-
-    Attributes:
-        graph: ONNX file, inputs and outputs as ARCHITECTURE.md, "Graph contract", lists them.
-        layers, kv_heads, head_dim: of the self-attention cache, ``[R, kv_heads, S, head_dim]`` per
-            layer.
-        vocab_size: width of the logits.
-        max_positions: the longest sequence (prompt and new tokens) that positions exist for.
-    """
-
-    graph: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_positions: int
-
-    def __post_init__(self) -> None:
-        _positive(
-            layers=self.layers,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            vocab_size=self.vocab_size,
-            max_positions=self.max_positions,
-        )
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Decoding defaults, as the source checkpoint's ``generate`` would resolve them.
-
-    Attributes:
-        start_tokens: the ids that every sequence starts with (not part of the result's ``tokens``).
-        eos_tokens: any of these ends a sequence.
-        pad_token: what a finished row is filled with.
-        max_new_tokens: the default length limit.
-        settings: every other field of the source's generation_config that is not transformers'
-            default, under transformers' own names (``num_beams``, ``no_repeat_ngram_size``, ...).
-    """
-
-    start_tokens: tuple[int, ...]
-    eos_tokens: tuple[int, ...]
-    pad_token: int
-    max_new_tokens: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.start_tokens:
-            raise ValueError("start_tokens is empty")
-        _positive(max_new_tokens=self.max_new_tokens)
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """One tuned text side.
-
-    Attributes:
-        kind: what it answers to.
-        family: the exporter family that made it, and whose text handling the runtime follows.
-        tap: which of the tower's taps it reads.
-        connector: ONNX file from the tap to ``cross_key.i``/``cross_value.i``; null where there is
-            none.
-        decoder: the decoder graph and its sizes.
-        tokenizer: a ``tokenizer.json``.
-        generation: decoding defaults.
-        precision: ``fp32`` or ``int8``.
-        digest: `weights_digest` of the head's source tensors.
-        clean_up_spaces: decode text as transformers' ``clean_up_tokenization_spaces`` does.
-    """
-
-    kind: Literal["caption", "answer", "rank", "generate"]
-    family: str
-    tap: str
-    connector: str | None
-    decoder: DecoderSpec
-    tokenizer: str
-    generation: Generation
-    precision: str
-    digest: str
-    clean_up_spaces: bool = False
-
-    def __post_init__(self) -> None:
-        _digest("digest", self.digest)
 
 
 @dataclass(frozen=True)
@@ -260,10 +174,20 @@ class Manifest:
     license: str | None
     domain: Domain
     tower: TowerSpec
-    heads: Mapping[str, HeadSpec]
+    heads: Mapping[str, HeadSpec | RankHeadSpec]
     golden: str | None
     files: Mapping[str, FileRecord]
     parity: Mapping[str, Any]
+
+    @property
+    def writers(self) -> dict[str, HeadSpec]:
+        """Name → head, of the heads that write text."""
+        return {name: h for name, h in self.heads.items() if isinstance(h, HeadSpec)}
+
+    @property
+    def rankers(self) -> dict[str, RankHeadSpec]:
+        """Name → head, of the heads that score texts."""
+        return {name: h for name, h in self.heads.items() if isinstance(h, RankHeadSpec)}
 
     def to_bytes(self) -> bytes:
         """The manifest as it is written: indented UTF-8 JSON with a final newline."""
@@ -307,7 +231,7 @@ def _check_version(raw: Any, where: str) -> None:
             f"{where} has format version {version}; this primelens reads up to {FORMAT_VERSION}.",
             remedy="Upgrade primelens: pip install -U primelens.",
         )
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version < 1:
         raise BundleError(
             f"{where} has format version {version!r}, which no primelens has written.",
             remedy="Fetch an unaltered copy of the bundle.",
@@ -319,9 +243,7 @@ def _references(manifest: Manifest) -> dict[str, str | None]:
     places = {"tower.graph": manifest.tower.graph, "golden": manifest.golden}
     places["domain.detector"] = manifest.domain.detector
     for name, head in manifest.heads.items():
-        places[f"heads.{name}.connector"] = head.connector
-        places[f"heads.{name}.decoder.graph"] = head.decoder.graph
-        places[f"heads.{name}.tokenizer"] = head.tokenizer
+        places |= {f"heads.{name}.{place}": file for place, file in head.files.items()}
     return places
 
 
@@ -338,12 +260,7 @@ def _dangling(manifest: Manifest) -> list[str]:
     for name, head in manifest.heads.items():
         if head.tap not in manifest.tower.taps:
             problems.append(f"bundle.heads.{name}.tap: the tower has no tap {head.tap!r}")
-        ids = (
-            *head.generation.start_tokens,
-            *head.generation.eos_tokens,
-            head.generation.pad_token,
-        )
-        if any(not 0 <= token < head.decoder.vocab_size for token in ids):
+        if isinstance(head, HeadSpec) and not head.knows_its_tokens:
             problems.append(
                 f"bundle.heads.{name}.generation: a token id lies outside the vocabulary"
             )

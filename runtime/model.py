@@ -12,11 +12,9 @@ for what was opened and at WARNING for what a user ought to know; nothing is log
 from __future__ import annotations
 
 import logging
-import time
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -26,26 +24,20 @@ import numpy as np
 from primelens.bundle import Bundle, open_bundle
 from primelens.decoding.search import Continuation
 from primelens.domain import DomainDetector
+from primelens.encoder import ImageEncoder, check_batch_size, open_kept_of, open_tower
 from primelens.engine import Engine, Graph
 from primelens.engine_onnx import OnnxEngine
-from primelens.errors import (
-    BundleError,
-    EngineError,
-    InputError,
-    ModelNotFoundError,
-)
-from primelens.head import CaptionHead, Progress
-from primelens.images import SourceImage, UndecodedImage, open_image
+from primelens.errors import InputError
+from primelens.head import Progress, TextHead
 from primelens.manifest import Manifest
 from primelens.options import CacheOptions, CaptionOptions, LoadOptions
 from primelens.preprocessing import Preprocessing
-from primelens.results import Caption, EncodedImage, Failure, Piece, Timings
+from primelens.results import Caption, EncodedImage, Failure, Piece
 from primelens.text import TextStream
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
-    from primelens.store.kept import KeptTaps
-    from primelens.store.outcome import Miss, StoreStats
+    from primelens.store.outcome import StoreStats
 
 __all__ = ["Model", "load"]
 
@@ -82,24 +74,24 @@ class Model:
 
     Args:
         bundle: a checked bundle.
-        engine: opens its graphs; all of them are opened here, side by side.
+        engine: opens its graphs: here those of the tower and the first head, side by side, those of
+            the others when they are first used.
         cache: where embeddings are kept, if anywhere.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, cache: CacheOptions | None = None) -> None:
         self._bundle = bundle
-        manifest = bundle.manifest
-        self._preprocessing = Preprocessing.from_dict(dict(manifest.tower.preprocessing))
-        self._identities = {name: tap.identity for name, tap in manifest.tower.taps.items()}
-        self._kept = _open_kept(bundle, cache)
-        derived = self._kept.derived if self._kept else None
-        open_head = partial(CaptionHead, bundle, engine=engine, derived=derived)
-        names = [name for name, head in manifest.heads.items() if head.kind == "caption"]
+        self._engine = engine
+        self._heads: dict[str, TextHead] = {}
+        self._opening = threading.Lock()
+        kept = open_kept_of(bundle, cache)
+        self._derived = kept.derived if kept else None
         with ThreadPoolExecutor(max_workers=2) as pool:
-            tower: Future[Graph | None] = pool.submit(_open_tower, bundle, engine)
-            heads = {name: pool.submit(open_head, name) for name in names}
-            self._tower = tower.result()
-            self._heads = {name: head.result() for name, head in heads.items()}
+            tower: Future[Graph | None] = pool.submit(open_tower, bundle, engine)
+            first = [pool.submit(self._open, name) for name in list(bundle.manifest.writers)[:1]]
+            self._encoder = ImageEncoder(bundle, tower.result(), kept)
+            for opened in first:
+                opened.result()
         self._domain = DomainDetector.of(bundle)
         self.engine_name = engine.name
 
@@ -121,26 +113,37 @@ class Model:
     @property
     def preprocessing(self) -> Preprocessing:
         """The complete preprocessing specification."""
-        return self._preprocessing
+        return self._encoder.preprocessing
 
     def cache_stats(self) -> StoreStats | None:
         """What was found and kept since the model was loaded; None where nothing is kept."""
-        return self._kept.stats() if self._kept else None
+        return self._encoder.kept.stats() if self._encoder.kept else None
 
     def close(self) -> None:
         """Record what was used, where embeddings are kept; also done when Python exits."""
-        if self._kept:
-            self._kept.store.close()
+        if self._encoder.kept:
+            self._encoder.kept.store.close()
 
-    def head(self, kind: str = "caption") -> CaptionHead:
-        """The first head of a kind; raises `InputError` if the bundle has none."""
-        for head in self._heads.values():
-            if head.spec.kind == kind:
-                return head
+    def head(self, kind: str = "caption", name: str | None = None) -> TextHead:
+        """A head that writes text: that of a name, else the first of a kind.
+
+        Raises:
+            InputError: the bundle has none.
+        """
+        for found, spec in self.manifest.writers.items():
+            if found == name or (name is None and spec.kind == kind):
+                return self._open(found)
+        wanted = f"{kind} head" if name is None else f"head {name!r} that writes text"
         raise InputError(
-            f"The bundle {self.name!r} has no {kind} head.",
-            remedy=f"It has: {', '.join(self.manifest.heads) or 'none'}.",
+            f"The bundle {self.name!r} has no {wanted}.",
+            remedy=f"It has: {_heads_in_words(self.manifest)}.",
         )
+
+    def _open(self, name: str) -> TextHead:
+        with self._opening:
+            if name not in self._heads:
+                self._heads[name] = TextHead(self._bundle, name, self._engine, self._derived)
+            return self._heads[name]
 
     def encode(self, image: ImageSource) -> EncodedImage:
         """Run the locked tower over one picture.
@@ -152,13 +155,13 @@ class Model:
         Raises:
             ImageError: the picture cannot be read, or exceeds a cap.
         """
-        return self._encode([self._prepare(image)])[0]
+        return self._encode([image])[0]
 
     def encode_batch(
         self, images: Iterable[ImageSource | EncodedImage], *, batch_size: int = 8
     ) -> Iterator[EncodedImage | Failure]:
         """Encode any number of pictures lazily and in order; a bad picture is a `Failure` row."""
-        for prepared, encoded in self._batches(images, batch_size):
+        for prepared, encoded in self._encoder.batches(images, batch_size):
             rows = iter(encoded)
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(rows)
@@ -190,11 +193,11 @@ class Model:
             OptionError, PromptError: the options do not fit the model.
             CancelledError: ``options.cancel`` was set.
         """
+        head = self.head("caption", options.head)
         if isinstance(images, (list, tuple)):
-            prepared = [self._prepare(image) for image in images]
-            return self._caption(self._encode(prepared), options) if prepared else []
+            return self._write(head, self._encode(images), options) if images else []
         single: Any = images
-        return self._caption(self._encode([self._prepare(single)]), options)[0]
+        return self._write(head, self._encode([single]), options)[0]
 
     def caption_batch(
         self,
@@ -210,8 +213,9 @@ class Model:
             options: how to decode.
             batch_size: pictures per run of the tower and per decode batch.
         """
-        for prepared, encoded in self._batches(images, batch_size):
-            captions = iter(self._caption(encoded, options) if encoded else [])
+        head = self.head("caption", options.head)
+        for prepared, encoded in self._encoder.batches(images, batch_size):
+            captions = iter(self._write(head, encoded, options) if encoded else [])
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(captions)
 
@@ -224,8 +228,8 @@ class Model:
 
         Closing the iterator ends the decoding.
         """
-        encoded = self._encode([self._prepare(image)])
-        head = self.head()
+        head = self.head("caption", options.head)
+        encoded = self._encode([image])
         text, seen = TextStream(head.text), 0
         progress: Progress | None = None
         for progress in head.decode(encoded, options):
@@ -236,99 +240,115 @@ class Model:
         assert progress is not None  # a decode has at least one step
         yield Piece(text.finish(), self._results(encoded, progress, head)[0])
 
-    def _prepare(self, image: ImageSource | EncodedImage) -> _Prepared | EncodedImage:
-        if isinstance(image, EncodedImage):
-            return image
-        start = time.perf_counter()
-        opened = open_image(image)
-        miss = None
-        if self._kept:
-            found = self._kept.find(opened)
-            if isinstance(found, EncodedImage):
-                seconds = time.perf_counter() - start
-                return replace(found, timings=Timings(preprocess=seconds))
-            miss = found
-            if self._tower is None:
-                raise InputError(
-                    f"{opened.name} is not in the store {self._kept.store.path} ({miss}), and the "
-                    f"bundle {self.name!r} has no tower to encode it with.",
-                    remedy="Fill the store with the whole bundle: primelens encode --cache.",
-                )
-        source = opened.decode() if isinstance(opened, UndecodedImage) else opened
-        pixels = self._preprocessing(source)
-        return _Prepared(source, pixels, time.perf_counter() - start, miss)
+    @overload
+    def answer(
+        self,
+        image: ImageSource | EncodedImage,
+        questions: str,
+        options: CaptionOptions = ...,
+    ) -> Caption: ...
+    @overload
+    def answer(
+        self,
+        image: ImageSource | EncodedImage,
+        questions: Sequence[str],
+        options: CaptionOptions = ...,
+    ) -> list[Caption]: ...
+    def answer(
+        self,
+        image: ImageSource | EncodedImage,
+        questions: str | Sequence[str],
+        options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
+    ) -> Caption | list[Caption]:
+        """Answer one question about a picture, or several at once.
 
-    def _batches(
-        self, images: Iterable[ImageSource | EncodedImage], size: int
-    ) -> Iterator[tuple[list[_Prepared | EncodedImage | Failure], list[EncodedImage]]]:
-        """Per batch: every picture as it was prepared, and the good ones encoded."""
-        if size < 1:
-            raise InputError(f"batch_size is {size}; it must be at least 1.")
-        iterator = iter(images)
-        while chunk := list(islice(iterator, size)):
-            prepared = [self._attempt(image) for image in chunk]
+        The picture is encoded once, and what its head derives from it is read by all questions.
+
+        Args:
+            image: anything that `encode` takes, or what it returned.
+            questions: one question gives one answer, a list gives a list.
+            options: how to decode; ``options.head`` may name a caption head, too, whose captions
+                then continue the questions.
+
+        Raises:
+            InputError: the bundle has no head that answers.
+            ImageError: the picture cannot be read.
+            OptionError, PromptError: the options or a question do not fit the model.
+        """
+        head = self.head("answer", options.head)
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        if not asked:
+            return []
+        answers = self._write(head, self._encode([image]), options, [asked])
+        return answers[0] if isinstance(questions, str) else answers
+
+    def answer_batch(
+        self,
+        asked: Iterable[tuple[ImageSource | EncodedImage, str]],
+        options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
+        *,
+        batch_size: int = 8,
+    ) -> Iterator[Caption | Failure]:
+        """Answer any number of (picture, question) pairs lazily and in order.
+
+        A pair that cannot be answered is a `Failure` row. The pictures of one batch are encoded
+        in one run of the tower, one that comes several times only once.
+        """
+        head = self.head("answer", options.head)
+        check_batch_size(batch_size)
+        iterator = iter(asked)
+        while chunk := list(islice(iterator, batch_size)):
+            prepared = [self._encoder.attempt(image) for image, _ in chunk]
             good = [item for item in prepared if not isinstance(item, Failure)]
-            yield prepared, self._encode(good)
+            texts = [
+                [question]
+                for item, (_, question) in zip(prepared, chunk, strict=True)
+                if not isinstance(item, Failure)
+            ]
+            encoded = self._encoder.encode(good)
+            answers = iter(self._write(head, encoded, options, texts) if encoded else [])
+            for item in prepared:
+                yield item if isinstance(item, Failure) else next(answers)
 
-    def _attempt(self, image: ImageSource | EncodedImage) -> _Prepared | EncodedImage | Failure:
-        try:
-            return self._prepare(image)
-        except InputError as error:
-            return Failure(_name(image), error)
+    def _encode(self, images: Sequence[ImageSource | EncodedImage]) -> list[EncodedImage]:
+        return self._encoder.encode([self._encoder.prepare(image) for image in images])
 
-    def _encode(self, items: Sequence[_Prepared | EncodedImage]) -> list[EncodedImage]:
-        """Run the tower once over all items that are not encoded yet; keeps the order."""
-        fresh = [item for item in items if isinstance(item, _Prepared)]
-        if not fresh:
-            return [item for item in items if isinstance(item, EncodedImage)]
-        if self._tower is None:
-            raise ModelNotFoundError(
-                f"The bundle {self.name!r} has no tower, and {fresh[0].source.name} is not kept.",
-                remedy="Encode the picture with a bundle that has the tower.",
-            )
-        start = time.perf_counter()
-        taps = self._tower.run({"pixel_values": np.stack([item.pixels for item in fresh])})
-        seconds = time.perf_counter() - start
-        for name, values in taps.items():
-            if not np.isfinite(values).all():
-                raise EngineError(
-                    f"The tower's output {name!r} is not finite.",
-                    remedy="The weights hold NaN: run `primelens verify` on the bundle.",
-                )
-        encoded = [
-            EncodedImage(
-                taps={name: values[row].copy() for name, values in taps.items()},
-                identities=self._identities,
-                source=item.source.digest,
-                size=item.source.size,
-                name=item.source.name,
-                timings=Timings(preprocess=item.seconds, tower=seconds),
-            )
-            for row, item in enumerate(fresh)
-        ]
-        if self._kept:
-            encoded = self._kept.keep(encoded, [item.miss for item in fresh if item.miss])
-        rows = iter(encoded)
-        return [item if isinstance(item, EncodedImage) else next(rows) for item in items]
-
-    def _caption(self, images: list[EncodedImage], options: CaptionOptions) -> list[Caption]:
-        head = self.head()
+    def _write(
+        self,
+        head: TextHead,
+        images: Sequence[EncodedImage],
+        options: CaptionOptions,
+        texts: Sequence[Sequence[str]] | None = None,
+    ) -> list[Caption]:
+        """What the head writes about the images, by image, then by text."""
         progress: Progress | None = None
-        for progress in head.decode(images, options):  # noqa: B007 - the last one is what counts
+        for progress in head.decode(images, options, texts):  # noqa: B007 - the last one counts
             pass
         assert progress is not None  # a decode has at least one step
-        return self._results(images, progress, head)
+        return self._results(images, progress, head, texts)
 
     def _results(
-        self, images: list[EncodedImage], progress: Progress, head: CaptionHead
+        self,
+        images: Sequence[EncodedImage],
+        progress: Progress,
+        head: TextHead,
+        texts: Sequence[Sequence[str]] | None = None,
     ) -> list[Caption]:
+        asked: list[tuple[EncodedImage, str | None]] = [(image, None) for image in images]
+        if texts is not None:
+            asked = [(i, text) for i, some in zip(images, texts, strict=True) for text in some]
         return [
-            self._result(image, continuation, progress, head)
-            for image, continuation in zip(images, progress.results, strict=True)
+            self._result(image, row, progress, head, text)
+            for (image, text), row in zip(asked, progress.results, strict=True)
         ]
 
     def _result(
-        self, image: EncodedImage, row: Continuation, progress: Progress, head: CaptionHead
+        self,
+        image: EncodedImage,
+        row: Continuation,
+        progress: Progress,
+        head: TextHead,
+        question: str | None,
     ) -> Caption:
         timings = image.timings.plus(
             connector=progress.connector, prefill=progress.prefill, step=progress.step
@@ -341,11 +361,14 @@ class Model:
             finish_reason=row.finish_reason or "length",
             timings=timings,
             image=image.name,
-            notice=self._notice(image, row),
+            notice=self._notice(image, row) if head.spec.kind == "caption" else None,
             cache=image.cache,
             score=row.score,
             alternatives=tuple(row.alternatives),
-            others=tuple(self._result(image, other, progress, head) for other in row.others),
+            others=tuple(
+                self._result(image, other, progress, head, question) for other in row.others
+            ),
+            question=question,
         )
 
     def _notice(self, image: EncodedImage, row: Continuation) -> str | None:
@@ -358,13 +381,8 @@ class Model:
         return None
 
 
-class _Prepared:
-    """A picture read and preprocessed, not yet encoded."""
-
-    __slots__ = ("miss", "pixels", "seconds", "source")
-
-    def __init__(self, source: SourceImage, pixels: Any, seconds: float, miss: Miss | None) -> None:
-        self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
+def _heads_in_words(manifest: Manifest) -> str:
+    return ", ".join(f"{name} ({head.kind})" for name, head in manifest.heads.items()) or "none"
 
 
 def _locate(name: str, revision: str | None) -> Path:
@@ -373,43 +391,3 @@ def _locate(name: str, revision: str | None) -> Path:
     from primelens.hub import resolve  # not needed, hence not imported, for a folder
 
     return resolve(name, revision=revision)
-
-
-def _open_kept(bundle: Bundle, cache: CacheOptions | None) -> KeptTaps | None:
-    if cache is None:
-        return None
-    from primelens.store.kept import open_kept  # SQLite and the like, where they are needed
-
-    return open_kept(bundle.manifest.tower, cache)
-
-
-def _open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
-    tower = bundle.manifest.tower
-    if tower.graph is None:
-        return None
-    graph = engine.open(bundle.path(tower.graph))
-    problems = [
-        f"the tower graph has no output {tap!r}" for tap in tower.taps.keys() - graph.outputs.keys()
-    ]
-    problems += [
-        f"tap {name!r} has shape {graph.outputs[name].shape[1:]}, the manifest says {tap.shape}"
-        for name, tap in tower.taps.items()
-        if name in graph.outputs and graph.outputs[name].shape[1:] != tap.shape
-    ]
-    if set(graph.inputs) != {"pixel_values"}:
-        problems.append(f"the tower graph's inputs are {sorted(graph.inputs)}, not 'pixel_values'")
-    if problems:
-        raise BundleError(
-            "The tower's graph does not fit the manifest:",
-            remedy="Export the checkpoint again.",
-            problems=problems,
-        )
-    return graph
-
-
-def _name(image: object) -> str:
-    if isinstance(image, (str, Path)):
-        return str(image)
-    if isinstance(image, EncodedImage):
-        return image.name
-    return f"<{type(image).__name__}>"

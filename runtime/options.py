@@ -52,6 +52,7 @@ class CaptionOptions:
         max_new_tokens: longest caption in tokens, the end token included.
         min_new_tokens: the end token is not allowed before that many tokens.
         prompt: text that the caption continues; the result's text starts after it.
+        head: which of the bundle's heads writes, by its name; None takes the first of its kind.
         decoding: how tokens are chosen.
         cancel: set this event from another thread and the call raises `CancelledError` before its
             next step.
@@ -60,6 +61,7 @@ class CaptionOptions:
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     prompt: str | None = None
+    head: str | None = None
     decoding: DecodingOptions = DecodingOptions()  # noqa: RUF009 - frozen, hence safe to share
     cancel: threading.Event | None = None
 

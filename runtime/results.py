@@ -103,6 +103,7 @@ class Caption:
         others: the further captions of the picture, where `DecodingOptions.num_return_sequences`
             asked for several: of a beam search by falling score, of sampling as they were drawn.
             There are fewer where the options allow of fewer.
+        question: the question that this is the answer to.
     """
 
     text: str
@@ -117,6 +118,7 @@ class Caption:
     score: float | None = None
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
     others: tuple[Caption, ...] = ()
+    question: str | None = None
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def decode(cls: type[T], data: JSON, *, where: str, problems: list[str]) -> T | 
 
     Args:
         cls: a frozen dataclass whose annotations are made of str, int, float, bool, None, Literal,
-            unions with None, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any`` and further such
-            dataclasses.
+            unions with None, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Any``, further such
+            dataclasses, and unions of dataclasses that a Literal field ``kind`` tells apart.
         data: what ``json.loads`` returned.
         where: the place of ``data`` in its file, for messages (``heads.caption``).
         problems: each finding is appended here; the result is None if any was added.
@@ -105,9 +105,20 @@ def _value(hint: Any, data: JSON, where: str, problems: list[str]) -> Any:
 
 def _union(hint: Any, data: JSON, where: str, problems: list[str]) -> Any:
     members = [member for member in typing.get_args(hint) if member is not types.NoneType]
-    if data is None:
+    if data is None and len(members) < len(typing.get_args(hint)):
         return None
-    return _value(members[0], data, where, problems)
+    return _value(_member(members, data), data, where, problems)
+
+
+def _member(members: list[Any], data: JSON) -> Any:
+    """Of several dataclasses the one whose ``kind`` the data names; else the first."""
+    if isinstance(data, dict):
+        for member in members:
+            if dataclasses.is_dataclass(member):
+                kind = typing.get_type_hints(member).get("kind")  # type: ignore[arg-type]
+                if data.get("kind") in typing.get_args(kind):
+                    return member
+    return members[0]
 
 
 def _tuple(item: Any, data: JSON, where: str, problems: list[str]) -> Any:

@@ -153,7 +153,7 @@ def test_a_hit_neither_decodes_nor_preprocesses_the_file(
         raise AssertionError("the picture is known already")
 
     monkeypatch.setattr(UndecodedImage, "decode", raises)
-    monkeypatch.setattr(model, "_preprocessing", raises)
+    monkeypatch.setattr(model._encoder, "preprocessing", raises)
     renamed = path.rename(tmp_path / "renamed.png")
     for again in (renamed, renamed.read_bytes()):
         found = model.encode(again)
@@ -292,9 +292,9 @@ def test_a_store_that_is_refused_refuses_the_load(fake_bundle: FakeBundle) -> No
 def test_a_kept_entry_of_another_shape_is_not_used(fake_bundle: FakeBundle) -> None:
     model = load(fake_bundle, memory_bytes=0)
     first = model.encode(picture(1))
-    assert model._kept is not None
-    key = model._kept._keys(first.source)["last_hidden_state"]
-    model._kept.store.put(key, np.zeros((2, 2), np.float32), (1, 1))
+    assert model._encoder.kept is not None
+    key = model._encoder.kept._keys(first.source)["last_hidden_state"]
+    model._encoder.kept.store.put(key, np.zeros((2, 2), np.float32), (1, 1))
     again = model.encode(picture(1))
     assert again.cache == "miss"
     assert np.array_equal(again.taps["last_hidden_state"], first.taps["last_hidden_state"])
@@ -306,7 +306,7 @@ def test_closing_records_what_was_used(fake_bundle: FakeBundle) -> None:
     model.encode(picture(2))
     model.encode(picture(1))
     model.close()
-    store = load(fake_bundle)._kept
+    store = load(fake_bundle)._encoder.kept
     assert store is not None
     sources = [row.key.source for row in store.store.rows()]
     assert sources == [model.encode(picture(n)).source for n in (1, 2)]

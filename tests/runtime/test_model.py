@@ -80,9 +80,9 @@ def test_logprobs_are_those_of_the_chosen_tokens(model: Model) -> None:
 def test_an_encoded_image_is_accepted_wherever_an_image_is(model: Model) -> None:
     image = picture(3)
     encoded = model.encode(image)
-    runs = model._tower.calls  # type: ignore[union-attr]
+    runs = model._encoder.tower.calls  # type: ignore[union-attr]
     assert model.caption(encoded).tokens == model.caption(image).tokens
-    assert model._tower.calls == runs + 1  # type: ignore[union-attr]
+    assert model._encoder.tower.calls == runs + 1  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="read-only"):
         encoded.taps["last_hidden_state"][0] = 1
 

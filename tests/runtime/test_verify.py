@@ -140,6 +140,6 @@ def test_batches_of_real_graphs_do_not_depend_on_companions() -> None:
         for row, single in zip(rows, alone, strict=True):
             assert isinstance(row, primelens.Caption)
             assert (row.tokens, row.token_logprobs) == (single.tokens, single.token_logprobs)
-    encoded = model._encode([model._prepare(picture) for picture in pictures])
+    encoded = model._encode(pictures)
     for image, tap in zip(encoded, taps, strict=True):
         assert np.array_equal(image.taps["last_hidden_state"], tap)

@@ -1,0 +1,129 @@
+"""What the exporter does with a head, by what kind of head it is.
+
+Every kind builds its graphs, describes itself in the manifest, asks the source its questions and
+runs its gate. `kind_of` finds the kind; the pipeline knows no other difference between heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from primelens.export.answers import ask
+from primelens.export.checkpoint import Checkpoint
+from primelens.export.connector_graph import build_connector
+from primelens.export.decoder_graph import build_decoder
+from primelens.export.gate import GateReport, run_gate
+from primelens.export.generation import settings_gaps
+from primelens.export.golden import golden_arrays
+from primelens.export.options import GateOptions
+from primelens.export.registry import HeadSplit, RankSplit
+from primelens.identity import weights_digest
+from primelens.manifest import DecoderSpec, HeadSpec, RankHeadSpec
+
+__all__ = ["TOKENIZER", "HeadKind", "TextKind", "kind_of"]
+
+TOKENIZER = "tokenizer.json"
+
+
+class HeadKind(Protocol):
+    """One kind of heads; ``head`` is always a split of that kind."""
+
+    def gaps(self, head: Any) -> list[str]:
+        """What the head's settings ask for that the runtime does not honour."""
+
+    def graphs(self, name: str, head: Any, tap: tuple[int, ...]) -> dict[str, ir.Model]:
+        """File name without suffix → graph; ``tap`` is the tap's shape without the batch."""
+
+    def spec(
+        self, name: str, head: Any, checkpoint: Checkpoint, precision: str
+    ) -> HeadSpec | RankHeadSpec:
+        """The head in the manifest."""
+
+    def ask(
+        self,
+        checkpoint: Checkpoint,
+        head: Any,
+        pictures: Sequence[NDArray[np.uint8]],
+        options: GateOptions,
+    ) -> Any:
+        """What the source says; has ``pictures``, ``pixels`` and ``tap``."""
+
+    def gate(self, folder: Path, name: str, answers: Any, options: GateOptions) -> GateReport:
+        """Compare the bundle in ``folder`` with `ask`'s answers."""
+
+    def golden(
+        self, name: str, head: Any, answers: Any, report: GateReport | None
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays for the golden file; ``report`` is None for a float32 head."""
+
+
+class TextKind:
+    """Heads that write text."""
+
+    def gaps(self, head: HeadSplit) -> list[str]:
+        return settings_gaps(head.generation)
+
+    def graphs(self, name: str, head: HeadSplit, tap: tuple[int, ...]) -> dict[str, ir.Model]:
+        length = tap[0]
+        blocks = [layer.cross_attention for layer in head.plan.layers]
+        connector = build_connector(
+            [block for block in blocks if block is not None],
+            tap=head.tap,
+            length=length,
+            heads=head.plan.heads,
+            projection=head.projection,
+        )
+        return {f"{name}.connector": connector, f"{name}.decoder": build_decoder(head.plan, length)}
+
+    def spec(self, name: str, head: HeadSplit, checkpoint: Checkpoint, precision: str) -> HeadSpec:
+        plan = head.plan
+        return HeadSpec(
+            kind=head.kind,
+            family=checkpoint.family.name,
+            tap=head.tap,
+            connector=f"{name}.connector.onnx",
+            decoder=DecoderSpec(
+                graph=f"{name}.decoder.onnx",
+                layers=len(plan.layers),
+                kv_heads=plan.heads,
+                head_dim=plan.head_dim,
+                vocab_size=plan.vocab_size,
+                max_positions=plan.max_positions,
+            ),
+            tokenizer=TOKENIZER,
+            generation=head.generation,
+            precision=precision,
+            digest=weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()}),
+            clean_up_spaces=checkpoint.clean_up_spaces,
+            prompt=head.prompt,
+        )
+
+    def ask(
+        self,
+        checkpoint: Checkpoint,
+        head: HeadSplit,
+        pictures: Sequence[NDArray[np.uint8]],
+        options: GateOptions,
+    ) -> Any:
+        return ask(checkpoint, head, pictures, options.steps)
+
+    def gate(self, folder: Path, name: str, answers: Any, options: GateOptions) -> GateReport:
+        return run_gate(folder, name, answers, options)
+
+    def golden(
+        self, name: str, head: HeadSplit, answers: Any, report: GateReport | None
+    ) -> dict[str, NDArray[Any]]:
+        return golden_arrays(name, head, answers, report)
+
+
+def kind_of(head: HeadSplit | RankSplit) -> HeadKind:
+    """The kind that ``head`` belongs to."""
+    if isinstance(head, HeadSplit):
+        return TextKind()
+    raise NotImplementedError(type(head).__name__)

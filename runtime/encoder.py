@@ -1,0 +1,201 @@
+"""Pictures to what the locked tower says about them: read, preprocess, look up, encode, keep.
+
+The tower runs once per batch, over the pictures that are neither encoded nor kept already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from primelens.bundle import Bundle
+from primelens.engine import Engine, Graph
+from primelens.errors import BundleError, EngineError, InputError, ModelNotFoundError
+from primelens.images import SourceImage, UndecodedImage, open_image
+from primelens.options import CacheOptions
+from primelens.preprocessing import Preprocessing
+from primelens.results import EncodedImage, Failure, Timings
+
+if TYPE_CHECKING:
+    from primelens.images import ImageSource
+    from primelens.store.kept import KeptTaps
+    from primelens.store.outcome import Miss
+
+__all__ = ["ImageEncoder", "Prepared", "check_batch_size", "name_of", "open_kept_of", "open_tower"]
+
+
+class Prepared:
+    """A picture read and preprocessed, not yet encoded."""
+
+    __slots__ = ("miss", "pixels", "seconds", "source")
+
+    def __init__(self, source: SourceImage, pixels: Any, seconds: float, miss: Miss | None) -> None:
+        self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
+
+
+class ImageEncoder:
+    """The locked side of a bundle; thread-safe.
+
+    Args:
+        bundle: a checked bundle.
+        tower: its opened graph; None in a text-only bundle.
+        kept: where embeddings are kept, if anywhere.
+    """
+
+    def __init__(self, bundle: Bundle, tower: Graph | None, kept: KeptTaps | None) -> None:
+        spec = bundle.manifest.tower
+        self._name = bundle.manifest.name
+        self.tower = tower
+        self.preprocessing = Preprocessing.from_dict(dict(spec.preprocessing))
+        self.identities = {name: tap.identity for name, tap in spec.taps.items()}
+        self.kept = kept
+
+    def prepare(self, image: ImageSource | EncodedImage) -> Prepared | EncodedImage:
+        """Read and preprocess a picture, unless it is encoded or kept already."""
+        if isinstance(image, EncodedImage):
+            return image
+        start = time.perf_counter()
+        opened = open_image(image)
+        miss = None
+        if self.kept:
+            found = self.kept.find(opened)
+            if isinstance(found, EncodedImage):
+                seconds = time.perf_counter() - start
+                return replace(found, timings=Timings(preprocess=seconds))
+            miss = found
+            if self.tower is None:
+                raise InputError(
+                    f"{opened.name} is not in the store {self.kept.store.path} ({miss}), and the "
+                    f"bundle {self._name!r} has no tower to encode it with.",
+                    remedy="Fill the store with the whole bundle: primelens encode --cache.",
+                )
+        source = opened.decode() if isinstance(opened, UndecodedImage) else opened
+        pixels = self.preprocessing(source)
+        return Prepared(source, pixels, time.perf_counter() - start, miss)
+
+    def batches(
+        self, images: Iterable[ImageSource | EncodedImage], size: int
+    ) -> Iterator[tuple[list[Prepared | EncodedImage | Failure], list[EncodedImage]]]:
+        """Per batch: every picture as it was prepared, and the good ones encoded."""
+        check_batch_size(size)
+        iterator = iter(images)
+        while chunk := list(islice(iterator, size)):
+            prepared = [self.attempt(image) for image in chunk]
+            good = [item for item in prepared if not isinstance(item, Failure)]
+            yield prepared, self.encode(good)
+
+    def attempt(self, image: ImageSource | EncodedImage) -> Prepared | EncodedImage | Failure:
+        """`prepare`, with a `Failure` row for a picture that cannot be read."""
+        try:
+            return self.prepare(image)
+        except InputError as error:
+            return Failure(name_of(image), error)
+
+    def encode(self, items: Sequence[Prepared | EncodedImage]) -> list[EncodedImage]:
+        """Run the tower once over all items that are not encoded yet; keeps the order."""
+        fresh = [item for item in items if isinstance(item, Prepared)]
+        if not fresh:
+            return [item for item in items if isinstance(item, EncodedImage)]
+        if self.tower is None:
+            raise ModelNotFoundError(
+                f"The bundle {self._name!r} has no tower, and {fresh[0].source.name} is not kept.",
+                remedy="Encode the picture with a bundle that has the tower.",
+            )
+        # A picture that comes several times in one batch is encoded once.
+        firsts: dict[str, Prepared] = {}
+        for item in fresh:
+            firsts.setdefault(item.source.digest, item)
+        encoded = self._run(self.tower, list(firsts.values()))
+        return [
+            item if isinstance(item, EncodedImage) else _renamed(encoded[item.source.digest], item)
+            for item in items
+        ]
+
+    def _run(self, tower: Graph, items: Sequence[Prepared]) -> dict[str, EncodedImage]:
+        """Source digest → what the tower says, by one run over all items."""
+        start = time.perf_counter()
+        taps = tower.run({"pixel_values": np.stack([item.pixels for item in items])})
+        seconds = time.perf_counter() - start
+        for name, values in taps.items():
+            if not np.isfinite(values).all():
+                raise EngineError(
+                    f"The tower's output {name!r} is not finite.",
+                    remedy="The weights hold NaN: run `primelens verify` on the bundle.",
+                )
+        encoded = [
+            EncodedImage(
+                taps={name: values[row].copy() for name, values in taps.items()},
+                identities=self.identities,
+                source=item.source.digest,
+                size=item.source.size,
+                name=item.source.name,
+                timings=Timings(preprocess=item.seconds, tower=seconds),
+            )
+            for row, item in enumerate(items)
+        ]
+        if self.kept:
+            encoded = self.kept.keep(encoded, [item.miss for item in items if item.miss])
+        return {image.source: image for image in encoded}
+
+
+def check_batch_size(size: int) -> None:
+    """Raises `InputError` for a size below 1."""
+    if size < 1:
+        raise InputError(f"batch_size is {size}; it must be at least 1.")
+
+
+def _renamed(encoded: EncodedImage, item: Prepared) -> EncodedImage:
+    """``encoded`` under the name of one of the items that it was encoded for."""
+    if encoded.name == item.source.name:
+        return encoded
+    timings = replace(encoded.timings, preprocess=item.seconds)
+    return replace(encoded, name=item.source.name, timings=timings)
+
+
+def open_kept_of(bundle: Bundle, cache: CacheOptions | None) -> KeptTaps | None:
+    """Where the bundle's embeddings are kept, if anywhere."""
+    if cache is None:
+        return None
+    from primelens.store.kept import open_kept  # SQLite and the like, where they are needed
+
+    return open_kept(bundle.manifest.tower, cache)
+
+
+def open_tower(bundle: Bundle, engine: Engine) -> Graph | None:
+    """The tower's graph, which must fit the manifest; None in a text-only bundle."""
+    tower = bundle.manifest.tower
+    if tower.graph is None:
+        return None
+    graph = engine.open(bundle.path(tower.graph))
+    problems = [
+        f"the tower graph has no output {tap!r}" for tap in tower.taps.keys() - graph.outputs.keys()
+    ]
+    problems += [
+        f"tap {name!r} has shape {graph.outputs[name].shape[1:]}, the manifest says {tap.shape}"
+        for name, tap in tower.taps.items()
+        if name in graph.outputs and graph.outputs[name].shape[1:] != tap.shape
+    ]
+    if set(graph.inputs) != {"pixel_values"}:
+        problems.append(f"the tower graph's inputs are {sorted(graph.inputs)}, not 'pixel_values'")
+    if problems:
+        raise BundleError(
+            "The tower's graph does not fit the manifest:",
+            remedy="Export the checkpoint again.",
+            problems=problems,
+        )
+    return graph
+
+
+def name_of(image: object) -> str:
+    """What a picture is called in messages and result rows."""
+    if isinstance(image, (str, Path)):
+        return str(image)
+    if isinstance(image, EncodedImage):
+        return image.name
+    return f"<{type(image).__name__}>"

@@ -1,0 +1,242 @@
+"""A bundle's tuned text sides, as its manifest describes them.
+
+Two kinds of heads: a `HeadSpec` writes text (captions, answers), a `RankHeadSpec` scores given
+texts. ``kind`` tells them apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "DecoderSpec",
+    "Generation",
+    "HeadSpec",
+    "PromptSpec",
+    "RankHeadSpec",
+    "TextTowerSpec",
+    "check_digest",
+    "check_positive",
+]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_positive(**numbers: int) -> None:
+    """Raises `ValueError` for a number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be at least 1")
+
+
+def check_digest(name: str, text: str) -> None:
+    """Raises `ValueError` for anything but a SHA-256 in lower-case hexadecimal."""
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"{name} {text!r} is not a SHA-256 in lower-case hexadecimal")
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """The tuned decoder's graph and the sizes that its caches are allocated from.
+
+    Attributes:
+        graph: ONNX file, inputs and outputs as ARCHITECTURE.md, "Graph contract", lists them.
+        layers, kv_heads, head_dim: of the self-attention cache, ``[R, kv_heads, S, head_dim]`` per
+            layer.
+        vocab_size: width of the logits.
+        max_positions: the longest sequence (prompt and new tokens) that positions exist for.
+        prefix: 0 where the decoder attends to the picture by cross-attention; else the number of
+            positions that the picture takes at the start of the self-attention cache.
+    """
+
+    graph: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_positions,
+        )
+        if self.prefix < 0:
+            raise ValueError(f"prefix is {self.prefix}; it cannot be negative")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Decoding defaults, as the source checkpoint's ``generate`` would resolve them.
+
+    Attributes:
+        start_tokens: the ids that every sequence starts with (not part of the result's ``tokens``).
+        eos_tokens: any of these ends a sequence.
+        pad_token: what a finished row is filled with.
+        max_new_tokens: the default length limit.
+        settings: every other field of the source's generation_config that is not transformers'
+            default, under transformers' own names (``num_beams``, ``no_repeat_ngram_size``, ...).
+    """
+
+    start_tokens: tuple[int, ...]
+    eos_tokens: tuple[int, ...]
+    pad_token: int
+    max_new_tokens: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.start_tokens:
+            raise ValueError("start_tokens is empty")
+        check_positive(max_new_tokens=self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How a prompt or a question becomes the ids that a sequence starts with.
+
+    The ids are ``start_tokens`` (of `Generation`), the template with the text in it, and the
+    suffix.
+
+    Attributes:
+        template: the text stands in the place of ``{}``.
+        suffix_tokens: ids between the text and what is written.
+    """
+
+    template: str = "{}"
+    suffix_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template {self.template!r} must have one place {{}} for the text")
+
+    def fill(self, text: str) -> str:
+        """The template with ``text`` in its place."""
+        return self.template.replace("{}", text)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A tuned text side that writes.
+
+    Attributes:
+        kind: what it answers to.
+        family: the exporter family that made it, and whose text handling the runtime follows.
+        tap: which of the tower's taps it reads.
+        connector: ONNX file from the tap to ``cross_key.i``/``cross_value.i``, or to
+            ``prefix_key.i``/``prefix_value.i`` where ``decoder.prefix`` is not 0.
+        decoder: the decoder graph and its sizes.
+        tokenizer: a ``tokenizer.json``.
+        generation: decoding defaults.
+        precision: ``fp32`` or ``int8``.
+        digest: `weights_digest` of the head's source tensors.
+        clean_up_spaces: decode text as transformers' ``clean_up_tokenization_spaces`` does.
+        prompt: how a prompt or a question is put to it.
+    """
+
+    kind: Literal["caption", "answer", "generate"]
+    family: str
+    tap: str
+    connector: str
+    decoder: DecoderSpec
+    tokenizer: str
+    generation: Generation
+    precision: str
+    digest: str
+    clean_up_spaces: bool = False
+    prompt: PromptSpec = PromptSpec()
+
+    def __post_init__(self) -> None:
+        check_digest("digest", self.digest)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Place in the head's description → the bundle's file that it names."""
+        return {
+            "connector": self.connector,
+            "decoder.graph": self.decoder.graph,
+            "tokenizer": self.tokenizer,
+        }
+
+    @property
+    def knows_its_tokens(self) -> bool:
+        """Whether all special ids lie inside the vocabulary."""
+        generation = self.generation
+        ids = (*generation.start_tokens, *generation.eos_tokens, generation.pad_token)
+        ids = (*ids, *self.prompt.suffix_tokens)
+        return all(0 <= token < self.decoder.vocab_size for token in ids)
+
+
+@dataclass(frozen=True)
+class TextTowerSpec:
+    """The text side of a dual encoder.
+
+    Attributes:
+        graph: ONNX file: ``input_ids``, ``attention_mask`` i64 ``[N, T]`` → ``text_embeds`` f32
+            ``[N, width]`` of length 1.
+        max_length: longest text in tokens, special tokens included; longer ones are cut.
+        pad_token: id of the padding.
+        pad_to_max: every text is padded to ``max_length`` (SigLIP), because padding is seen.
+    """
+
+    graph: str
+    max_length: int
+    pad_token: int
+    pad_to_max: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(max_length=self.max_length)
+
+
+@dataclass(frozen=True)
+class RankHeadSpec:
+    """A tuned text side that scores texts against pictures.
+
+    The score of a picture and a text is ``scale · ⟨image_embeds, text_embeds⟩ + bias``.
+
+    Attributes:
+        kind: always ``rank``.
+        family: the exporter family that made it.
+        tap: which of the tower's taps it reads.
+        image: ONNX file: the tap → ``image_embeds`` f32 ``[B, width]`` of length 1.
+        text: the text tower.
+        width: of both embeddings.
+        scoring: ``softmax`` over the texts of one picture, or ``sigmoid`` of each score by itself.
+        scale, bias: of the score.
+        templates: prompts that labels are put in (``a photo of a {}.``); empty for the bare label.
+        tokenizer: a ``tokenizer.json``.
+        precision: ``fp32`` or ``int8``.
+        digest: `weights_digest` of the head's source tensors.
+    """
+
+    kind: Literal["rank"]
+    family: str
+    tap: str
+    image: str
+    text: TextTowerSpec
+    width: int
+    scoring: Literal["softmax", "sigmoid"]
+    scale: float
+    bias: float
+    tokenizer: str
+    precision: str
+    digest: str
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_digest("digest", self.digest)
+        check_positive(width=self.width)
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must have one place {{}} for the label")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Place in the head's description → the bundle's file that it names."""
+        return {"image": self.image, "text.graph": self.text.graph, "tokenizer": self.tokenizer}
