@@ -7,7 +7,7 @@ A figure means little without its limit, and a limit taken on another day is no 
 over threads (NumPy releases the GIL in these loops). Several reductions are tried and the fastest
 counts, since none of them may be held back by arithmetic; the best of n repetitions counts, since a
 limit is not a mean. *Multiplication rates* are square matrix products large enough to be bound by
-arithmetic, once through NumPy's BLAS and once through ONNX Runtime; the faster counts.
+arithmetic, of two sizes, through NumPy's BLAS and through ONNX Runtime; the fastest counts.
 
 ``python -m primelens.bench.bandwidth`` prints them.
 """
@@ -35,7 +35,7 @@ __all__ = [
 
 _LEAST_BUFFER = 256 * 2**20
 _CACHE_FACTOR = 8  # buffer over last-level cache: at most 1/8 of it can be found there
-_GEMM_SIZE = 2048
+_GEMM_SIZES = (768, 2048)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Limits:
             None where it was not measured.
         ways: every way that was tried → its rate; the fields above are the fastest of them.
         missing: what was not measured → why.
+        cache: bytes of the last-level cache, or None: what fits into it is not read from memory.
     """
 
     threads: int
@@ -58,6 +59,14 @@ class Limits:
     int8_op_per_s: float | None
     ways: Mapping[str, float] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    cache: int | None = None
+
+    def best_of(self, other: Limits) -> Limits:
+        """The faster of two measurements of one run, way by way: neighbours can only slow down."""
+        ways = dict(self.ways)
+        for way, rate in other.ways.items():
+            ways[way] = max(rate, ways.get(way, 0.0))
+        return _limits(self.threads, ways, self.missing)
 
     def lines(self) -> list[str]:
         """One line per limit, for people."""
@@ -125,7 +134,7 @@ def _over(
 
 
 def multiply_rates(
-    threads: int, *, size: int = _GEMM_SIZE, repetitions: int = 4
+    threads: int, *, size: int = _GEMM_SIZES[-1], repetitions: int = 4
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Way of multiplying → operations per second, and what could not be measured → why."""
     work = 2.0 * size**3
@@ -133,12 +142,12 @@ def multiply_rates(
     left = random.standard_normal((size, size), np.float32)
     right = random.standard_normal((size, size), np.float32)
     seconds = best_seconds(lambda: left @ right, repetitions)
-    rates = {"fp32:NumPy": work / seconds}
+    rates = {f"fp32:NumPy, {size}": work / seconds}
     missing = {}
     try:
         for kind in ("fp32", "int8"):
             call = _engine_product(kind, size, threads)
-            rates[f"{kind}:ONNX Runtime"] = work / best_seconds(call, repetitions)
+            rates[f"{kind}:ONNX Runtime, {size}"] = work / best_seconds(call, repetitions)
     except ImportError as error:
         missing["products by ONNX Runtime"] = f"not measured, {error}"
     return rates, missing
@@ -186,16 +195,27 @@ def measure_limits(threads: int | None = None, *, quick: bool = False) -> Limits
         quick: fewer repetitions.
     """
     threads = threads or usable_cores()
-    reads = read_rates(threads, repetitions=3 if quick else 7)
-    products, missing = multiply_rates(threads, repetitions=2 if quick else 5)
-    int8 = [rate for way, rate in products.items() if way.startswith("int8:")]
+    ways = read_rates(threads, repetitions=3 if quick else 7)
+    missing: dict[str, str] = {}
+    for size in _GEMM_SIZES:
+        products, unknown = multiply_rates(threads, size=size, repetitions=2 if quick else 5)
+        ways |= products
+        missing |= unknown
+    return _limits(threads, ways, missing)
+
+
+def _limits(threads: int, ways: Mapping[str, float], missing: Mapping[str, str]) -> Limits:
+    def best(kind: str) -> float | None:
+        return max((rate for way, rate in ways.items() if way.startswith(kind)), default=None)
+
     return Limits(
         threads=threads,
-        read_bytes_per_s=max(reads.values()),
-        fp32_flop_per_s=max(v for k, v in products.items() if k.startswith("fp32:")),
-        int8_op_per_s=max(int8, default=None),
-        ways={**reads, **products},
+        read_bytes_per_s=best("read:") or 0.0,
+        fp32_flop_per_s=best("fp32:") or 0.0,
+        int8_op_per_s=best("int8:"),
+        ways=ways,
         missing=missing,
+        cache=last_level_cache(),
     )
 
 

@@ -152,6 +152,8 @@ def _latency(axes: Any, result: Result, theme: Theme) -> bool:
 
 def _throughput(axes: Any, result: Result, theme: Theme) -> bool:
     cells = _cells(result, "offline")
+    if cells and not any(cell["batch"] == 1 for cell in cells):
+        cells = [*_cells(result, "single"), *cells]  # batch 1 is that
     colours = _colours(result, theme)
     series: dict[str, list[tuple[int, float]]] = {}
     for cell in cells:

@@ -209,9 +209,10 @@ def _measure(
                 system.close()
         extras |= _processes(spec, bundle, pictures, Path(temporary), quick=quick, say=say)
     after = load_now()
+    limits = limits.best_of(measure_limits(spec.threads, quick=quick))
     work = work_of(bundle, spec)
     precisions = {name: str(found["precision"]) for name, found in descriptions.items()}
-    lost = {name: why for run in runs for name, why in run.lost.items()}
+    lost = {name: why for run in reversed(runs) for name, why in run.lost.items()}  # the first
     busy = before.busy or after.busy
     result = Result(
         spec=_plain(asdict(spec)),
@@ -274,10 +275,16 @@ def _processes(
 def run_cells(
     spec: Spec, systems: Mapping[str, System], pictures: PictureSource, clock: Clock, say: Say
 ) -> list[CellRun]:
-    """All cells of a spec, one after the other; a system that is lost in one is out of the rest."""
+    """All cells of a spec, one after the other.
+
+    A system that is lost in one is out of the rest that want the same of it: where captions fail,
+    the tower alone may still answer.
+    """
     runs: list[CellRun] = []
-    alive = dict(systems)
+    lost: set[tuple[str, bool]] = set()
     for cell in cells_of(spec):
+        encode = cell.lengths == "encode"
+        alive = {name: system for name, system in systems.items() if (name, encode) not in lost}
         objective = None
         if cell.load is None:
             singles = _singles(runs, cell.lengths)
@@ -289,7 +296,7 @@ def run_cells(
         run = run_cell(cell, alive, spec, pictures, clock, say)
         run.objective = objective
         runs.append(run)
-        alive = {name: system for name, system in alive.items() if name not in run.lost}
+        lost |= {(name, encode) for name in run.lost}
     return runs
 
 
@@ -326,9 +333,7 @@ def _rows(
                 "objective": None if run.objective is None else asdict(run.objective),
                 "figures": figures,
                 "blocks": latency_blocks(samples),
-                "shares": shares_of(
-                    figures, limits, work, batch=run.cell.batch, precision=precisions[name]
-                ),
+                "shares": shares_of(samples, limits, work, precision=precisions[name]),
             }
         )
     return rows

@@ -102,7 +102,7 @@ class PrimelensSystem:
         kept = None if cache is None else primelens.CacheOptions(folder=cache)
         self._model = primelens.load(model, options=options, engine=self._engine, cache=kept)
         self._cached = cache is not None
-        self._head = next(h for h in self._model.manifest.heads.values() if h.kind == "caption")
+        self._head = next(h for h in self._model.manifest.writers.values() if h.kind == "caption")
         self._engine.watched = {self._head.decoder.graph}
 
     def describe(self) -> Description:
@@ -135,7 +135,11 @@ class PrimelensSystem:
             )
         )
         stamps = tuple(self._engine.stamps) if requests[0].beams == 1 else ()
-        return [_answer(request, row, stamps) for request, row in zip(requests, rows, strict=True)]
+        prepared = sum(row.timings.preprocess for row in rows if isinstance(row, Caption))
+        return [
+            _answer(request, row, stamps, prepared)
+            for request, row in zip(requests, rows, strict=True)
+        ]
 
     def _encode(self, request: Request) -> Answer:
         try:
@@ -159,10 +163,13 @@ def _options(request: Request) -> primelens.CaptionOptions:
     return primelens.CaptionOptions(**settings)
 
 
-def _answer(request: Request, row: Caption | Failure, stamps: tuple[float, ...]) -> Answer:
+def _answer(
+    request: Request, row: Caption | Failure, stamps: tuple[float, ...], prepared: float
+) -> Answer:
+    """``prepared``: seconds of preprocessing of the whole batch, as the other stages are told."""
     if isinstance(row, Failure):
         return Answer(request.index, error=row.error.message)
-    milliseconds = row.timings.as_milliseconds()
+    milliseconds = {**row.timings.as_milliseconds(), "preprocess": prepared * 1e3}
     return Answer(
         request.index,
         text=row.text,

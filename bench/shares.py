@@ -6,24 +6,30 @@ fast as this machine can be, by the limits measured in the same run.
 
 The work is counted from the bundle's graphs. A peer's work is the same mathematics on the same
 checkpoint, so its shares are taken from the same count (an fp32 peer beside an int8 bundle gets
-none for its steps: it reads other bytes).
+none for its steps: it reads other bytes). A step that reads little more than the last-level cache
+holds is not limited by memory and gets no share either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from primelens.bench.bandwidth import Limits
+from primelens.bench.estimators import percentile
+from primelens.bench.figures import inter_token_gaps, stage_split
 from primelens.bench.graph_work import graph_operations, weight_operations
 from primelens.bench.spec import Spec
 from primelens.bench.step_bytes import StepBytes, graph_weights, step_bytes
+from primelens.bench.system import Sample
 from primelens.bundle import Bundle, open_bundle
 from primelens.hub import resolve
 
 __all__ = ["Work", "shares_of", "work_of"]
+
+_BEYOND_CACHE = 2  # times the cache: of what is read in turn, hardly anything is found there again
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def work_of(model: str, spec: Spec) -> Work:
     """Count what the bundle's graphs do."""
     bundle = open_bundle(resolve(model), check="size")
     manifest = bundle.manifest
-    head = next(h for h in manifest.heads.values() if h.kind == "caption")
+    head = next(h for h in manifest.writers.values() if h.kind == "caption")
     past = len(head.generation.start_tokens) + spec.tokens // 2
     cross = _cross_bytes(bundle, head.connector)
     counted = step_bytes(
@@ -85,20 +91,25 @@ def _cross_bytes(bundle: Bundle, connector: str | None) -> list[int]:
 
 
 def shares_of(
-    figures: Mapping[str, Any], limits: Limits, work: Work, *, batch: int, precision: str
+    samples: Sequence[Sample], limits: Limits, work: Work, *, precision: str
 ) -> dict[str, float]:
-    """Shares of the limits, as far as the figures tell: ``step`` (memory), ``tower`` (arithmetic).
+    """Shares of the limits, as far as the samples tell: ``step`` (memory), ``tower`` (arithmetic).
+
+    Every sample is held against the batch that it was really part of: arrivals that waited for each
+    other went together, whatever the cell's largest batch is.
 
     Args:
-        figures: of `primelens.bench.figures.summarise`.
-        batch: pictures per batch.
+        samples: of one system in one cell.
         precision: of the system; steps of another precision than the counted one get no share.
     """
+    good = [s for s in samples if s.answer.error is None]
+    from_memory = work.step.total > _BEYOND_CACHE * (limits.cache or 0)
     found = {}
-    gap = figures["seconds"].get("gap")
-    if gap and precision == work.precision:
-        found["step"] = work.step_bytes_of(batch) / limits.read_bytes_per_s / gap["p50"]
-    tower = figures["stages"].get("tower", 0.0)
+    # Seconds per byte, so that steps of different batches have one median.
+    paces = [gap / work.step_bytes_of(s.batch) for s in good for gap in inter_token_gaps(s)]
+    if paces and from_memory and precision == work.precision:
+        found["step"] = 1.0 / limits.read_bytes_per_s / percentile(paces, 50.0)
+    tower = stage_split(good).get("tower", 0.0)
     if tower > 0 and work.tower_operations:
-        found["tower"] = batch * work.tower_operations / limits.fp32_flop_per_s / tower
+        found["tower"] = work.tower_operations / limits.fp32_flop_per_s / tower
     return found

@@ -3,11 +3,12 @@
 A decode step at batch 1 multiplies one row by every weight: it can be no faster than memory
 delivers the weights and the caches. The command
 
-    python -m primelens.bench.step --model BUNDLE --against CHECKPOINT
+    python -m primelens.bench.step --model BUNDLE --against CHECKPOINT [--batch 1,4,8 --beams 1,3]
 
 times the step of the shipped runtime (`primelens.decoding.session.DecoderSession`, the very class
 that captions) and the cached step of transformers on the source checkpoint, interleaved A B A B in
-one run, at several past lengths, and prints each median over the limit measured in that run.
+one run, for every batch, number of beams and past length, and prints each median over the limit
+measured in that run.
 
 Both are fed the same random tokens over the same picture, and their logits are compared: the speed
 of a wrong step is of no interest.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ class StepRow:
 
     Attributes:
         past: tokens in the cache before the first timed step of a block.
+        batch, beams: pictures, and rows for each of them.
         bytes: what a step in the middle of a block reads.
         seconds: system name → one list of timings per block.
         logits_error: largest absolute difference between the systems' logits; None for one system.
@@ -55,6 +58,8 @@ class StepRow:
     seconds: Mapping[str, list[list[float]]]
     logits_error: float | None
     same_tokens: bool
+    batch: int = 1
+    beams: int = 1
 
     def median(self, system: str) -> float:
         """Seconds: median of all timed steps of a system."""
@@ -98,10 +103,11 @@ class StepReport:
         columns = "".join(f"    {letter} ms  {letter}/limit" for letter in "AB"[: len(names)])
         if len(names) == 2:
             columns += "   B/A, 95 % interval       logits differ by, same tokens"
-        lines += ["", f"past  bytes/step  limit ms{columns}"]
+        lines += ["", f"batch  beams  past   bytes/step  limit ms{columns}"]
         for row in self.rows:
             limit = row.bytes.total / self.read_bytes_per_s
-            text = f"{row.past:4d}  {row.bytes.total / 1e6:7.1f} MB  {limit * 1e3:8.2f}"
+            text = f"{row.batch:5d}  {row.beams:5d}  {row.past:4d}"
+            text += f"  {row.bytes.total / 1e6:8.1f} MB  {limit * 1e3:8.2f}"
             for name in names:
                 text += f"  {row.median(name) * 1e3:6.2f}  {self.share(row, name):7.2f}"
             if (ratio := row.speed_up()) is not None:
@@ -130,7 +136,7 @@ class StepReport:
         ]
         return {
             "kind": "primelens-bench-step",
-            "version": 1,
+            "version": 2,
             "environment": self.environment.as_dict(),
             "threads": self.threads,
             "others_before": self.load,
@@ -174,7 +180,10 @@ def measure_steps(
                 continue
             found = max(float(np.abs(a - b).max()) for a, b in zip(expected, logits, strict=True))
             error = max(error or 0.0, found)
-            same &= all(a.argmax() == b.argmax() for a, b in zip(expected, logits, strict=True))
+            same &= all(
+                np.array_equal(a.argmax(-1), b.argmax(-1))
+                for a, b in zip(expected, logits, strict=True)
+            )
     return seconds, error, same
 
 
@@ -204,19 +213,23 @@ def _report(arguments: argparse.Namespace) -> StepReport:
         )
     steppers: list[Stepper] = [runtime]
     if arguments.against is not None:
-        steppers.append(TransformersStepper(arguments.against, runtime.pixels, arguments.threads))
+        steppers.append(TransformersStepper(arguments.against, runtime, arguments.threads))
     weights = graph_weights(runtime.bundle.path(runtime.spec.graph))
     random = np.random.default_rng(arguments.seed)
     tokens = random.integers(0, runtime.spec.vocab_size, longest).tolist()
     rows, bandwidth = [], 0.0
-    for past in arguments.past:
+    for batch, beams, past in product(arguments.batch, arguments.beams, arguments.past):
+        for stepper in steppers:
+            stepper.resize(batch, beams)
         bandwidth = max(bandwidth, *read_rates(arguments.threads).values())
         seconds, error, same = measure_steps(
             steppers, tokens, past, blocks=arguments.blocks, steps=arguments.steps
         )
         middle = past + (arguments.steps - 1) // 2
-        counted = step_bytes(weights, runtime.spec, runtime.cross_bytes, past=middle)
-        rows.append(StepRow(past, counted, seconds, error, same))
+        counted = step_bytes(
+            weights, runtime.spec, runtime.cross_bytes, past=middle, rows=batch * beams
+        )
+        rows.append(StepRow(past, counted, seconds, error, same, batch, beams))
     bandwidth = max(bandwidth, *read_rates(arguments.threads).values())
     files = runtime.bundle.manifest.files
     digests = {name: record.sha256 for name, record in files.items()}
@@ -227,13 +240,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; 0, or 1 where the two systems' tokens differ."""
     parser = argparse.ArgumentParser(
         prog="python -m primelens.bench.step",
-        description="Time one decode step at batch 1 beside transformers' and the memory's limit.",
+        description="Time one decode step beside transformers' and the memory's limit.",
     )
     parser.add_argument("--model", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument("--against", metavar="CHECKPOINT", help="its source: a folder or a hub id")
     parser.add_argument(
         "--past", type=_lengths, default=DEFAULT_PASTS, metavar="N,N,…", help="past lengths, ≥ 2"
     )
+    for name, what in (("--batch", "pictures"), ("--beams", "rows per picture")):
+        parser.add_argument(name, type=_counts, default=(1,), metavar="N,N,…", help=what)
     parser.add_argument("--blocks", type=int, default=7, help="repetitions after warm-up")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per repetition")
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -250,9 +265,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
+    numbers = _counts(text)
     if min(numbers) < 2:
         raise argparse.ArgumentTypeError("a past length is at least 2")
+    return numbers
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(word) for word in text.split(","))
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError("each must be at least 1")
     return numbers
 
 

@@ -1,7 +1,8 @@
 """Systems whose decode step can be timed alone: the shipped runtime, and transformers.
 
-Both decode over the same random picture and are fed the same tokens, so that their logits can be
-compared while they are timed.
+Both decode over the same random pictures and are fed the same tokens, so that their logits can be
+compared while they are timed. Rows are pictures x beams; all rows of a step are fed the same token,
+whose cost does not depend on which one it is.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ Logits = NDArray[np.float32]
 
 
 class Stepper(Protocol):
-    """A decoder over one picture, which is fed tokens."""
+    """A decoder over pictures, which is fed tokens."""
 
     name: str
+
+    def resize(self, images: int, beams: int) -> None:
+        """From now on work on ``images`` pictures with ``beams`` rows each; forgets everything."""
 
     def start(self, tokens: Sequence[int]) -> None:
         """Forget everything, then feed ``tokens`` as a prefill."""
 
     def step(self, token: int) -> Logits:
-        """Feed one token; ``[V]`` logits after it."""
+        """Feed one token to every row; ``[R, V]`` logits after it."""
 
 
 class RuntimeStepper:
@@ -42,13 +46,13 @@ class RuntimeStepper:
         folder: the bundle.
         capacity: cache positions.
         threads: of the engine.
-        seed: of the random picture.
+        seed: of the random pictures.
     """
 
     def __init__(self, folder: Path, capacity: int, threads: int, seed: int = 0) -> None:
         self.bundle = open_bundle(folder, check="size")
         manifest = self.bundle.manifest
-        head = next(h for h in manifest.heads.values() if h.kind == "caption")
+        head = next(h for h in manifest.writers.values() if h.kind == "caption")
         if head.connector is None or manifest.tower.graph is None:
             raise OptionError(f"The bundle {folder} has no tower or no connector.")
         engine = OnnxEngine(threads=threads)
@@ -56,17 +60,24 @@ class RuntimeStepper:
         self.spec = head.decoder
         connector = engine.open(self.bundle.path(head.connector))
         tower = engine.open(self.bundle.path(manifest.tower.graph))
-        self.pixels = _random_pixels(tower.inputs["pixel_values"].shape, seed)
-        self.cross = connector.run({head.tap: tower.run({"pixel_values": self.pixels})[head.tap]})
-        del tower, connector
+        shape = tower.inputs["pixel_values"].shape
+        self.pictures = lambda count: _random_pixels(shape, seed, count)
+        self._see = lambda x: connector.run({head.tap: tower.run({"pixel_values": x})[head.tap]})
+        self._graph = engine.open(self.bundle.path(self.spec.graph))
+        self._capacity = capacity_for(capacity, self.spec)
+        self.resize(1, 1)
+
+    def resize(self, images: int, beams: int) -> None:
+        self.pixels = self.pictures(images)
+        self.cross = self._see(self.pixels)
+        self.cross_bytes = [buffer.nbytes for buffer in self.cross.values()]
         self.session = DecoderSession(
-            engine.open(self.bundle.path(self.spec.graph)),
+            self._graph,
             self.spec,
-            rows=1,
-            capacity=capacity_for(capacity, self.spec),
+            rows=images * beams,
+            capacity=self._capacity,
             cross=self.cross,
         )
-        self.cross_bytes = [buffer.nbytes for buffer in self.cross.values()]
 
     def start(self, tokens: Sequence[int]) -> None:
         self.session.reset()
@@ -76,9 +87,9 @@ class RuntimeStepper:
         return self._feed([token])
 
     def _feed(self, tokens: Sequence[int]) -> Logits:
-        step = Step(np.array([tokens], np.int64), np.array([len(tokens)], np.int64))
-        logits: Logits = self.session.run(step)[0]
-        return logits
+        rows = self.session.rows
+        fed = np.tile(np.array(tokens, np.int64), (rows, 1))
+        return self.session.run(Step(fed, np.full(rows, len(tokens), np.int64)))
 
 
 class TransformersStepper:
@@ -86,11 +97,11 @@ class TransformersStepper:
 
     Args:
         checkpoint: folder or hub id.
-        pixels: ``[1, 3, H, W]`` float32.
+        runtime: whose pictures it is shown.
         threads: of torch.
     """
 
-    def __init__(self, checkpoint: str, pixels: NDArray[np.float32], threads: int) -> None:
+    def __init__(self, checkpoint: str, runtime: RuntimeStepper, threads: int) -> None:
         import torch
         import transformers
 
@@ -102,9 +113,17 @@ class TransformersStepper:
             checkpoint, dtype=torch.float32
         )
         self._model.eval()
-        with torch.inference_mode():
-            self._seen = self._model.encoder(torch.from_numpy(pixels), return_dict=True)
-        self._past: Any = None
+        self._runtime = runtime
+        self.resize(1, 1)
+
+    def resize(self, images: int, beams: int) -> None:
+        """The tower's states are repeated for every beam, as transformers' own beam search does."""
+        self._rows, self._past = images * beams, None
+        pixels = self._torch.from_numpy(self._runtime.pictures(images))
+        with self._torch.inference_mode():
+            self._seen = self._model.encoder(pixels, return_dict=True)
+            states = self._seen.last_hidden_state.repeat_interleave(beams, dim=0)
+            self._seen.last_hidden_state = states
 
     def start(self, tokens: Sequence[int]) -> None:
         self._past = None
@@ -117,17 +136,17 @@ class TransformersStepper:
         with self._torch.inference_mode():
             output = self._model(
                 encoder_outputs=self._seen,
-                decoder_input_ids=self._torch.tensor([list(tokens)]),
+                decoder_input_ids=self._torch.tensor([list(tokens)] * self._rows),
                 past_key_values=self._past,
                 use_cache=True,
             )
             self._past = output.past_key_values
-            logits: Logits = output.logits[0, -1].numpy()
+            logits: Logits = output.logits[:, -1].numpy()
         return logits
 
 
-def _random_pixels(shape: Sequence[int | None], seed: int) -> NDArray[np.float32]:
-    """A random picture in the tower's own range; free sides get 224."""
+def _random_pixels(shape: Sequence[int | None], seed: int, count: int) -> NDArray[np.float32]:
+    """``count`` random pictures in the tower's own range; free sides get 224."""
     sides = [side or 224 for side in shape[2:]]
     random = np.random.default_rng(seed)
-    return random.uniform(-1.0, 1.0, (1, shape[1] or 3, *sides)).astype(np.float32)
+    return random.uniform(-1.0, 1.0, (count, shape[1] or 3, *sides)).astype(np.float32)

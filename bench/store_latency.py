@@ -155,14 +155,14 @@ def throughput_loss(bundle: str, folder: Path, pictures: int = 100) -> dict[str,
     second one would take the cores from the first.
     """
     model = load(bundle, cache=CacheOptions(folder, memory_bytes=0))
-    store = model._kept
+    store = model._encoder.kept
     random = np.random.default_rng(0)
     spent: dict[str, list[float]] = {"plain": [], "kept": []}
     for number in range(-5, pictures):
         order = ("plain", "kept") if number % 2 else ("kept", "plain")
         for name in order:
             photo = random.integers(0, 256, (480, 640, 3), dtype=np.uint8)
-            model._kept = store if name == "kept" else None
+            model._encoder.kept = store if name == "kept" else None
             begin = time.perf_counter()
             model.encode(photo)
             if number >= 0:

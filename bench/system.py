@@ -62,7 +62,8 @@ class Answer:
         text: the caption.
         tokens: its ids, the end token included if it was reached.
         token_times: when each token was known; empty where the system does not tell.
-        stages: seconds per stage, as far as the system tells them; of the whole batch.
+        stages: seconds per stage, as far as the system tells them; of the whole batch, which
+            `primelens.bench.figures.stage_split` shares out among its requests.
         error: what went wrong, or None.
     """
 
@@ -98,6 +99,8 @@ class Description:
         threads: that it computes with.
         digests: file → SHA-256 of what it runs.
         notes: anything else that a reader ought to know.
+        opening: seconds until it could answer: ``import`` of its packages, ``load`` of its model,
+            as far as it tells them, and ``total`` from the start of its process.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Description:
     threads: int | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    opening: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``result.json``."""

@@ -57,6 +57,9 @@ def _systems(result: Result) -> Iterator[str]:
             versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
             yield f"{name}: {found['kind']}, {found['precision']}, {found['threads']} threads"
             yield f"    {versions}"
+            if opening := found.get("opening"):
+                split = ", ".join(f"{part} {seconds:.1f}" for part, seconds in opening.items())
+                yield f"    seconds until it could answer: {split}"
             if found["notes"]:
                 yield f"    {', '.join(found['notes'])}"
         if system["error"]:

@@ -12,6 +12,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,7 @@ class WorkerSystem:
         timeout: float = 600.0,
     ) -> None:
         self._backend, self._timeout = backend, timeout
+        start = time.monotonic()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [str(python or sys.executable), str(WORKER)],
@@ -66,7 +68,8 @@ class WorkerSystem:
         except BaseException:
             self.close()
             raise
-        self._description = _description(reply["description"])
+        total = time.monotonic() - start
+        self._description = _description(reply["description"], total)
 
     def describe(self) -> Description:
         return self._description
@@ -142,7 +145,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _description(data: Mapping[str, Any]) -> Description:
+def _description(data: Mapping[str, Any], total: float) -> Description:
     return Description(
         name=str(data["name"]),
         kind=str(data["kind"]),
@@ -151,4 +154,5 @@ def _description(data: Mapping[str, Any]) -> Description:
         threads=data.get("threads"),
         digests=dict(data.get("digests", {})),
         notes=tuple(data.get("notes", ())),
+        opening={**data.get("opening", {}), "total": total},
     )

@@ -50,18 +50,25 @@ class GeneratePeer:
     label = "transformers eager"
 
     def __init__(self, checkpoint: str, name: str, threads: int | None = None) -> None:
+        start = time.monotonic()
         import torch
         import transformers
 
+        self._imports()
+        imported = time.monotonic()
         self._torch, self._name, self._threads = torch, name, threads
         if threads is not None:
             torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
-        self._processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
+        self._processor = _image_processor(checkpoint)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         self._model = self._load(checkpoint)
+        self._opening = {"import": imported - start, "load": time.monotonic() - imported}
         self._tower = 0.0
         self._watch_tower()
+
+    def _imports(self) -> None:
+        """Whatever beside torch and transformers has to be imported before loading."""
 
     def _load(self, checkpoint: str) -> Any:
         import transformers
@@ -118,10 +125,11 @@ class GeneratePeer:
             "versions": versions,
             "precision": "fp32",
             "threads": self._threads,
+            "opening": self._opening,
         }
 
     def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One answer per request; a failing batch fails all its requests."""
+        """One answer per request; what cannot be answered raises, in the peer's own words."""
         from PIL import Image
 
         start = time.monotonic()
@@ -211,6 +219,9 @@ class OptimumOnnxPeer(GeneratePeer):
 
     label = "optimum-onnx, ONNX Runtime"
 
+    def _imports(self) -> None:
+        importlib.import_module("optimum.onnxruntime")
+
     def _load(self, checkpoint: str) -> Any:
         runtime = importlib.import_module("onnxruntime")
         optimum = importlib.import_module("optimum.onnxruntime")
@@ -228,12 +239,28 @@ class OpenVinoPeer(GeneratePeer):
 
     label = "optimum-intel, OpenVINO"
 
+    def _imports(self) -> None:
+        importlib.import_module("optimum.intel")
+
     def _load(self, checkpoint: str) -> Any:
         optimum = importlib.import_module("optimum.intel")
         settings = {} if self._threads is None else {"INFERENCE_NUM_THREADS": str(self._threads)}
         return optimum.OVModelForVision2Seq.from_pretrained(
             checkpoint, export=True, ov_config=settings
         )
+
+
+def _image_processor(checkpoint: str) -> Any:
+    """The checkpoint's own; its Pillow variant where the automatic choice asks for torchvision."""
+    import transformers
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(checkpoint)
+    except ImportError:
+        base = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
+        fields, _ = base.get_image_processor_dict(checkpoint)
+        kind = getattr(transformers, f"{fields['image_processor_type']}Pil")
+        return kind.from_pretrained(checkpoint)
 
 
 PEERS: dict[str, type[GeneratePeer]] = {

@@ -66,11 +66,20 @@ def test_limits_are_measured_in_one_call(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_products_give_a_rate_and_are_right() -> None:
     rates, missing = bandwidth.multiply_rates(1, size=64, repetitions=1)
     assert missing == {}
-    assert set(rates) == {"fp32:NumPy", "fp32:ONNX Runtime", "int8:ONNX Runtime"}
+    assert set(rates) == {"fp32:NumPy, 64", "fp32:ONNX Runtime, 64", "int8:ONNX Runtime, 64"}
     assert min(rates.values()) > 0
     (product,) = bandwidth._engine_product("int8", 64, 1)()  # type: ignore[misc]
     assert product.shape == (64, 64)
     assert str(product.dtype) == "int32"
+
+
+def test_the_limits_of_a_run_are_the_best_that_was_seen_in_it() -> None:
+    before = Limits(2, 3e10, 1e11, None, {"read:sum": 3e10, "fp32:NumPy": 1e11}, {"int8": "no"})
+    after = Limits(2, 4e10, 9e10, None, {"read:sum": 4e10, "fp32:NumPy": 9e10}, {"int8": "no"})
+    both = before.best_of(after)
+    assert (both.read_bytes_per_s, both.fp32_flop_per_s) == (4e10, 1e11)
+    assert both.int8_op_per_s is None
+    assert both.missing == {"int8": "no"}
 
 
 def test_what_was_not_measured_is_said() -> None:

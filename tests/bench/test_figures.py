@@ -28,10 +28,11 @@ def sample(
     block: int = 0,
     error: str | None = None,
     stages: dict[str, float] | None = None,
+    batch: int = 1,
 ) -> Sample:
     answer = Answer(0, "a", tuple(range(len(times))), times, stages or {}, error)
     return Sample(
-        "s", "single", "natural", block, Request(0, "p"), answer, scheduled, started, ended
+        "s", "single", "natural", block, Request(0, "p"), answer, scheduled, started, ended, batch
     )
 
 
@@ -86,6 +87,17 @@ def test_what_the_stages_leave_is_named() -> None:
     assert split["connector"] == 0.0
     assert split["other"] == pytest.approx(0.3)  # 1.0 from start to end, queueing is no stage
     assert sum(split.values()) == pytest.approx(1.0)
+
+
+def test_a_batchs_stages_are_shared_out_among_its_requests() -> None:
+    """Three went together: tower 0.6 s and answer 1.2 s are one run, not three."""
+    together = [
+        sample(0.0, 1.0, (2.2,), 2.2, stages={"tower": 0.6, "step": 0.3}, batch=3) for _ in range(3)
+    ]
+    alone = sample(3.0, 3.0, (3.8,), 3.8, stages={"tower": 0.4}, batch=1)
+    split = stage_split([*together, alone])
+    assert split["tower"] == pytest.approx((0.6 + 0.4) / 4)
+    assert sum(split.values()) == pytest.approx((1.2 + 0.8) / 4)
 
 
 def test_a_summary_counts_failures_and_leaves_them_out() -> None:

@@ -40,6 +40,16 @@ def test_operations_by_hand(tmp_path: Path) -> None:
     assert weight_operations(path) == 2 * 16 * 5
 
 
+def test_products_with_the_zeros_around_a_map_do_not_count(tmp_path: Path) -> None:
+    """3 x 3 over 8 x 8 with a border of one: 22 of 24 products per side lie inside."""
+    node = helper.make_node("Conv", ["x", "kernel"], ["y"], pads=[1, 1, 1, 1])
+    path = _save(tmp_path / "g.onnx", [node], {"kernel": np.zeros((5, 3, 3, 3), np.float32)})
+    assert graph_operations(path) == 2 * 5 * 3 * 22 * 22
+    node = helper.make_node("Conv", ["x", "k"], ["y"], pads=[2] * 4, dilations=[2, 2], group=3)
+    path = _save(tmp_path / "d.onnx", [node], {"k": np.zeros((6, 1, 3, 3), np.float32)})
+    assert graph_operations(path) == 2 * 6 * 1 * (6 + 8 + 6) ** 2
+
+
 def test_a_real_bundles_towers_and_decoders_are_counted(tiny_bundle: Path) -> None:
     """ViT of width 48, 2 layers, MLP 96, 17 positions: products with weights, and attention."""
     linear = 2 * 17 * 2 * (4 * 48 * 48 + 2 * 48 * 96)

@@ -16,6 +16,15 @@ def test_every_shipped_spec_is_sound(name: str) -> None:
     assert spec.quick().blocks >= 6  # fewer pairs could not show a difference at all
 
 
+def test_a_quick_look_keeps_what_tells_something() -> None:
+    spec = Spec("s", model="m", scenarios=("single", "offline"), batches=(1, 4, 8), requests=9)
+    assert spec.quick().batches == (8,)  # batch 1 is what single measures
+    assert spec.quick().requests == 2
+    alone = Spec("s", model="m", scenarios=("offline",), batches=(1, 4, 8), blocks=3)
+    assert alone.quick().batches == (1, 8)
+    assert alone.quick().blocks == 3
+
+
 def test_every_finding_is_reported_at_once(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text('name = "x"\nscenario = ["single"]\nblocks = "ten"\n')

@@ -74,8 +74,8 @@ def test_the_ratio_to_the_limit_by_hand() -> None:
 
 def test_the_table_and_the_file_say_the_same() -> None:
     report = _report(0.0)
-    (line,) = [line for line in report.lines() if line.startswith("  16")]
-    assert line.split()[:6] == ["16", "100.0", "MB", "5.00", "11.50", "2.30"]
+    (line,) = [line for line in report.lines() if line.split()[:3] == ["1", "1", "16"]]
+    assert line.split()[3:8] == ["100.0", "MB", "5.00", "11.50", "2.30"]
     data = json.loads(json.dumps(report.as_dict()))
     assert data["rows"][0]["over_limit"]["a"] == pytest.approx(2.3)
     assert data["rows"][0]["bytes"]["total"] == 100_000_000
@@ -95,9 +95,15 @@ def test_the_runtime_and_the_source_step_alike(
     out = tmp_path / "step.json"
     arguments = ["--model", str(tiny_bundle), "--against", str(tiny_checkpoint)]
     arguments += ["--past", "2,20", "--blocks", "2", "--steps", "2", "--threads", "1"]
+    arguments += ["--batch", "1,2", "--beams", "1,3"]
     assert step.main([*arguments, "--json", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["past"] for row in rows] == [2, 20]
+    assert [(row["batch"], row["beams"], row["past"]) for row in rows] == [
+        (batch, beams, past) for batch in (1, 2) for beams in (1, 3) for past in (2, 20)
+    ]
+    first, widest = rows[0]["bytes"], rows[-2]["bytes"]
+    assert widest["cross_cache"] == 2 * first["cross_cache"]  # once per picture, not per beam
+    assert widest["self_cache"] == 6 * first["self_cache"]
     for row in rows:
         assert row["same_tokens"]
         assert row["logits_error"] < 1e-3
