@@ -18,13 +18,13 @@ from primelens.export.checkpoint import Checkpoint
 from primelens.export.kinds import TOKENIZER, kind_of
 from primelens.export.options import ExportOptions
 from primelens.export.quantise import recipe
-from primelens.export.registry import ModelSplit
+from primelens.export.registry import ModelSplit, TowerSplit
 from primelens.export.storage import narrow_weights
 from primelens.export.tower_graph import build_tower
-from primelens.identity import tower_identity
+from primelens.identity import tower_identity, weights_digest
 from primelens.manifest import HeadSpec, RankHeadSpec, Source, TapSpec, TowerSpec
 
-__all__ = ["Draft", "draft_bundle", "producer"]
+__all__ = ["Draft", "draft_bundle", "producer", "tap_identities", "tap_shapes", "tap_weights"]
 
 
 @dataclass
@@ -61,7 +61,7 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
     _check_heads(split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, size)
-    shapes = _tap_shapes(tower_model)
+    shapes = tap_shapes(tower_model)
     graphs = {"tower": tower_model}
     heads: dict[str, HeadSpec | RankHeadSpec] = {}
     for name, head in split.heads.items():
@@ -74,14 +74,22 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         saved = sum(narrow_weights(graph) for graph in graphs.values())
     preprocessing = checkpoint.preprocessing.to_dict()
     taps = {
-        tap: TapSpec(_identity(split, tap, preprocessing), shapes[tap]) for tap in split.tower.taps
+        tap: TapSpec(identity, shapes[tap], tap_weights(split.tower, tap))
+        for tap, identity in tap_identities(split, preprocessing).items()
     }
     return Draft(
         name=options.name or checkpoint.name,
         source=Source(
             checkpoint.name, checkpoint.revision, checkpoint.architecture, checkpoint.digest
         ),
-        tower=TowerSpec(split.tower_family, "tower.onnx", steps.variant, taps, preprocessing),
+        tower=TowerSpec(
+            family=split.tower_family,
+            graph="tower.onnx",
+            variant=steps.variant,
+            taps=taps,
+            preprocessing=preprocessing,
+            architecture=dict(split.tower.architecture),
+        ),
         heads=heads,
         graphs=graphs,
         texts={TOKENIZER: checkpoint.tokenizer_json},
@@ -90,7 +98,7 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
     )
 
 
-def _tap_shapes(tower: ir.Model) -> dict[str, tuple[int, ...]]:
+def tap_shapes(tower: ir.Model) -> dict[str, tuple[int, ...]]:
     """Output name → shape without the batch."""
     shapes = {}
     for value in tower.graph.outputs:
@@ -134,14 +142,23 @@ def _check_heads(split: ModelSplit) -> None:
         )
 
 
-def _identity(split: ModelSplit, tap: str, preprocessing: Mapping[str, Any]) -> str:
-    return tower_identity(
-        family=split.tower_family,
-        architecture=split.tower.architecture,
-        preprocessing=preprocessing,
-        tap=tap,
-        tensors={name: tensor.numpy() for name, tensor in split.tower.taps[tap].items()},
-    )
+def tap_identities(split: ModelSplit, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+    """Tap name → identity of the tower there."""
+    return {
+        tap: tower_identity(
+            family=split.tower_family,
+            architecture=split.tower.architecture,
+            preprocessing=preprocessing,
+            tap=tap,
+            tensors={name: tensor.numpy() for name, tensor in tensors.items()},
+        )
+        for tap, tensors in split.tower.taps.items()
+    }
+
+
+def tap_weights(tower: TowerSplit, tap: str) -> str:
+    """`weights_digest` of what lies upstream of a tap."""
+    return weights_digest({name: tensor.numpy() for name, tensor in tower.taps[tap].items()})
 
 
 def producer() -> dict[str, str]:

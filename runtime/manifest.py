@@ -119,13 +119,20 @@ class Domain:
 
 @dataclass(frozen=True)
 class TapSpec:
-    """One named output of the tower: ``[B, *shape]`` float32, keyed by ``identity``."""
+    """One named output of the tower: ``[B, *shape]`` float32, keyed by ``identity``.
+
+    ``weights`` is the `weights_digest` of the tensors upstream of it. The identity covers it; it
+    serves to say *what* differs from another tower. Null in bundles of format version 1.
+    """
 
     identity: str
     shape: tuple[int, ...]
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         check_digest("identity", self.identity)
+        if self.weights is not None:
+            check_digest("weights", self.weights)
         check_positive(**{f"shape[{i}]": n for i, n in enumerate(self.shape)})
 
 
@@ -140,6 +147,8 @@ class TowerSpec:
         variant: precision and recipe of the computation, part of a kept embedding's key (``fp32``).
         taps: tap name → shape and identity.
         preprocessing: the complete declarative specification.
+        architecture: the family's canonical fields, which the identities cover; null in bundles of
+            format version 1.
     """
 
     family: str
@@ -147,6 +156,7 @@ class TowerSpec:
     variant: str
     taps: Mapping[str, TapSpec]
     preprocessing: Mapping[str, Any]
+    architecture: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
