@@ -341,7 +341,7 @@ TABLE = [
 
 def _gate(draft: Draft, work: Work, folder: Path) -> None:
     write_draft(draft, folder, OPTIONS)
-    prove(folder, work.answers, OPTIONS.gate)
+    prove(folder, work.split, work.answers, OPTIONS.gate)
 
 
 @pytest.mark.parametrize("name", ["tiny-vitgpt2", "tiny-vitbert"])
@@ -399,10 +399,10 @@ def test_the_gate_catches_in_eight_bits(
         folder.mkdir()
         write_draft(draft, folder, OPTIONS)
         if passes:
-            prove(folder, work.answers, gate)
+            prove(folder, work.split, work.answers, gate)
             continue
         with pytest.raises(GateError):
-            prove(folder, work.answers, gate)
+            prove(folder, work.split, work.answers, gate)
 
 
 @pytest.mark.parametrize("name", ["tiny-vitgpt2", "tiny-vitbert"])
