@@ -6,11 +6,12 @@ import argparse
 import importlib.util
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from primelens.bench import coldstart, step
+from primelens.bench import beams, coldstart, step
 from primelens.bench.bandwidth import measure_limits
 from primelens.bench.compare import (
     CellComparison,
@@ -31,6 +32,7 @@ from primelens.errors import DependencyError, OptionError
 
 __all__ = ["main"]
 
+_OWN_PARSERS: Mapping[str, Any] = {"step": step, "beams": beams, "coldstart": coldstart}
 _PACKAGES = ("matplotlib", "onnx", "pyarrow", "scipy")  # the extra [bench]
 
 
@@ -47,10 +49,8 @@ def main(
         PrimelensError: something is wrong with what was asked for.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["step"]:
-        return step.main(given[1:])
-    if given[:1] == ["coldstart"]:
-        return coldstart.main(given[1:])
+    if given[:1] and given[0] in _OWN_PARSERS:
+        return _OWN_PARSERS[given[0]].main(given[1:])
     chosen = _parser(program).parse_args(given or ["run", "default", "--quick"])
     _require_packages()
     verb: Callable[[argparse.Namespace], int] = chosen.verb
@@ -79,6 +79,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     limits = verbs.add_parser("limits", help="what this machine can do at most")
     limits.set_defaults(verb=_limits)
     verbs.add_parser("step", help="one decode step beside transformers' (step --help)")
+    verbs.add_parser("beams", help="what beams cost beside greedy decoding (beams --help)")
     verbs.add_parser("coldstart", help="process start to first caption (coldstart --help)")
     peers = verbs.add_parser("peers", help="build or list the environments of peers")
     peers.add_argument("what", choices=("build", "list"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import primelens
 from primelens.bench.environment import package_versions
@@ -155,12 +154,12 @@ class PrimelensSystem:
 
 
 def _options(request: Request) -> primelens.CaptionOptions:
-    settings: dict[str, Any] = {"max_new_tokens": request.max_new_tokens}
-    if request.forced:
-        settings["min_new_tokens"] = request.max_new_tokens
-    if request.beams != 1:
-        settings["num_beams"] = request.beams
-    return primelens.CaptionOptions(**settings)
+    """What peers are asked too: nothing at random, beams or none whatever the checkpoint says."""
+    return primelens.CaptionOptions(
+        max_new_tokens=request.max_new_tokens,
+        min_new_tokens=request.max_new_tokens if request.forced else None,
+        decoding=primelens.DecodingOptions(num_beams=request.beams, do_sample=False),
+    )
 
 
 def _answer(

@@ -27,7 +27,7 @@ from primelens.bench.system import Sample
 from primelens.bundle import Bundle, open_bundle
 from primelens.hub import resolve
 
-__all__ = ["Work", "shares_of", "work_of"]
+__all__ = ["Work", "cross_bytes", "shares_of", "work_of"]
 
 _BEYOND_CACHE = 2  # times the cache: of what is read in turn, hardly anything is found there again
 
@@ -68,7 +68,7 @@ def work_of(model: str, spec: Spec) -> Work:
     manifest = bundle.manifest
     head = next(h for h in manifest.writers.values() if h.kind == "caption")
     past = len(head.generation.start_tokens) + spec.tokens // 2
-    cross = _cross_bytes(bundle, head.connector)
+    cross = cross_bytes(bundle, head.connector)
     counted = step_bytes(
         graph_weights(bundle.path(head.decoder.graph)), head.decoder, cross, past=past
     )
@@ -79,7 +79,7 @@ def work_of(model: str, spec: Spec) -> Work:
     return Work(tower, connector, read, products, counted, past, head.precision)
 
 
-def _cross_bytes(bundle: Bundle, connector: str | None) -> list[int]:
+def cross_bytes(bundle: Bundle, connector: str | None) -> list[int]:
     """Bytes of each of the connector's outputs for one picture."""
     if connector is None:
         return []

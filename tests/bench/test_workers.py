@@ -99,6 +99,9 @@ def test_primelens_and_transformers_say_the_same(
         assert theirs.describe().kind == "transformers eager"
         assert theirs.describe().precision == "fp32"
         forced = [Request(i, picture, max_new_tokens=6, forced=True) for i in range(2)]
+        beams = [Request(i, picture, max_new_tokens=6, forced=True, beams=3) for i in range(2)]
+        for one, other in zip(ours.answer(beams), theirs.answer(beams), strict=True):
+            assert one.tokens == other.tokens
         for requests in (forced, [Request(0, picture)]):
             for one, other in zip(ours.answer(requests), theirs.answer(requests), strict=True):
                 assert one.tokens == other.tokens
