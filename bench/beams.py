@@ -117,16 +117,19 @@ class BeamReport:
             ),
         ]
         if self.memory is not None:
-            grown, cache = self.memory.growth / 2**20, self.memory.self_cache / 2**20
+            grown, cache, logits, copies = (
+                f"{value / 2**20:.1f} MiB"
+                for value in (
+                    self.memory.growth,
+                    self.memory.self_cache,
+                    self.memory.logits,
+                    self.memory.cross_copies,
+                )
+            )
             found += [
-                (
-                    f"memory   {grown:.1f} MiB more than greedy; the beams' self-attention cache is "
-                    f"{cache:.1f} MiB, an array of their logits {self.memory.logits / 2**20:.1f} MiB;"
-                ),
-                (
-                    "         copies of the cross-attention K/V would be "
-                    f"{self.memory.cross_copies / 2**20:.1f} MiB"
-                ),
+                f"memory   {grown} more than greedy; the beams' own self-attention cache is {cache},",
+                f"         an array of their logits {logits}; copies of the cross-attention K/V would",
+                f"         be {copies}",
             ]
         return found
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from primelens.bench import beams, coldstart, step
+from primelens.bench import aa, beams, coldstart, step
 from primelens.bench.bandwidth import measure_limits
 from primelens.bench.compare import (
     CellComparison,
@@ -32,7 +32,12 @@ from primelens.errors import DependencyError, OptionError
 
 __all__ = ["main"]
 
-_OWN_PARSERS: Mapping[str, Any] = {"step": step, "beams": beams, "coldstart": coldstart}
+_OWN_PARSERS: Mapping[str, Any] = {
+    "aa": aa,
+    "beams": beams,
+    "coldstart": coldstart,
+    "step": step,
+}
 _PACKAGES = ("matplotlib", "onnx", "pyarrow", "scipy")  # the extra [bench]
 
 
@@ -80,6 +85,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     limits.set_defaults(verb=_limits)
     verbs.add_parser("step", help="one decode step beside transformers' (step --help)")
     verbs.add_parser("beams", help="what beams cost beside greedy decoding (beams --help)")
+    verbs.add_parser("aa", help="compare a bundle with itself, 20 times (aa --help)")
     verbs.add_parser("coldstart", help="process start to first caption (coldstart --help)")
     peers = verbs.add_parser("peers", help="build or list the environments of peers")
     peers.add_argument("what", choices=("build", "list"))
