@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-__all__ = ["VIT_PROCESSOR", "reference_tokenizer", "write_companions"]
+__all__ = ["SPECIAL", "VIT_PROCESSOR", "reference_tokenizer", "write_companions"]
 
-_BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
+SPECIAL = _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
 
 VIT_PROCESSOR: Mapping[str, Any] = {
     "image_processor_type": "ViTImageProcessor",
@@ -32,21 +32,23 @@ def write_companions(
     vocab_size: int,
     size: int | tuple[int, int],
     processor: Mapping[str, Any] | None = None,
+    special: Sequence[str] = SPECIAL,
 ) -> None:
     """Tokenizer and preprocessor files for a checkpoint folder.
 
     Args:
         folder: where the checkpoint lies.
-        vocab_size: ids of the tokenizer; 0, 1 and 2 are the start, end and padding tokens.
+        vocab_size: ids of the tokenizer.
         size: (height, width) or the side of the pictures that the tower takes.
         processor: preprocessor settings over ViT's; with a ``size`` of its own, ``size`` is unused.
+        special: what ids 0, 1 and 2 are.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    reference_tokenizer(vocab_size).save(str(folder / "tokenizer.json"))
-    special = {"bos_token": _BOS, "eos_token": _EOS, "pad_token": _PAD}
+    reference_tokenizer(vocab_size, special).save(str(folder / "tokenizer.json"))
+    names = {"bos_token": _BOS, "eos_token": _EOS, "pad_token": _PAD}
     _write_json(
         folder / "tokenizer_config.json",
-        {**special, "tokenizer_class": "PreTrainedTokenizerFast"},
+        {**names, "tokenizer_class": "PreTrainedTokenizerFast"},
     )
     settings = {**VIT_PROCESSOR, "size": {"height": height, "width": width}, **(processor or {})}
     _write_json(folder / "preprocessor_config.json", settings)
@@ -56,10 +58,10 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def reference_tokenizer(vocab_size: int) -> Tokenizer:
+def reference_tokenizer(vocab_size: int, special: Sequence[str] = SPECIAL) -> Tokenizer:
     """A byte-level BPE of exactly ``vocab_size`` ids; its merges are all pairs, level by level."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([_BOS, _EOS, _PAD, *alphabet])}
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
     merges: list[tuple[str, str]] = []
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     pieces = ["Ġ", *letters, *(a + b for a in ["Ġ", *letters] for b in letters)]
@@ -76,5 +78,5 @@ def reference_tokenizer(vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([_BOS, _EOS, _PAD])
+    tokenizer.add_special_tokens(list(special))
     return tokenizer

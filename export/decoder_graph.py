@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from primelens.errors import UnsupportedError
 from primelens.export.decoder_plan import (
     Activation,
     CrossAttention,
@@ -67,7 +68,16 @@ def build_decoder(plan: DecoderPlan, cross_length: int | None = None) -> ir.Mode
     Args:
         plan: weights and sizes.
         cross_length: the number L of image positions, where it is fixed; for shape checks only.
+
+    Raises:
+        UnsupportedError: the fused attention does not take heads of this width.
     """
+    if plan.head_dim % 8:
+        raise UnsupportedError(
+            f"The decoder's attention heads are {plan.head_dim} wide; the fused operator takes "
+            "multiples of 8.",
+            remedy="Tune a decoder with another number of heads.",
+        )
     return _DecoderBuilder(plan, cross_length).build()
 
 

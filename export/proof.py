@@ -45,7 +45,6 @@ logger = logging.getLogger("primelens.export")
 
 Array = NDArray[Any]
 Tokens = list[int]
-_LEAST_VARIETY = 12 / 32  # share of distinct tokens in a text, on average; below, we see nothing
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,7 @@ class _Captions:
                 self._compare(case, k, list(caption.tokens), text)
             if case.beams == 1:
                 texts += wanted
-        self._found.failures += _blindness(texts, subject.options.steps)
+        self._found.failures += _blindness(texts, subject.work.variety)
         return self._found
 
     def _options(self, case: Case, prompt: Tokens) -> CaptionOptions:
@@ -416,14 +415,14 @@ class _Captions:
         return logs
 
 
-def _blindness(texts: Sequence[Tokens], steps: int) -> list[str]:
+def _blindness(texts: Sequence[Tokens], least: float) -> list[str]:
     """Why texts like these would hide a defect."""
     variety = float(np.mean([len(set(text)) / len(text) for text in texts]))
     found = []
-    if variety < _LEAST_VARIETY:
+    if variety < least:
         found.append(f"the proof is blind: {variety:.0%} of a text's tokens are distinct")
     if len({tuple(text) for text in texts}) < 3:
         found.append("the proof is blind: another picture or prompt makes no other text")
     if len({len(text) for text in texts}) < 2:
-        found.append(f"the proof is blind: all texts have {len(texts[0])} of {steps} tokens")
+        found.append(f"the proof is blind: all texts have {len(texts[0])} tokens")
     return found

@@ -22,6 +22,7 @@ _CROSS_OUT = (
     "encoder_attn.out_proj",
 )
 _SHARP = 4.0  # spread of attention: scores vary enough for a state to choose what it looks at
+_STRONG = 4.0  # how much larger token vectors are where positions are sinusoids
 _TEXT = "decoder."  # what the names of a text decoder's parameters start with
 
 
@@ -35,9 +36,22 @@ def randomise(model: Any, seed: int, *, text: str = _TEXT) -> None:
         text: prefix of the text decoder's parameter names; everything else counts as the tower.
     """
     generator = torch.Generator().manual_seed(seed + 1)
+    scales = {
+        f"{name}.weight": float(module.embed_scale)
+        for name, module in model.named_modules()
+        if hasattr(module, "embed_scale")
+    }
+    names = [name for name, _ in model.named_parameters() if name.startswith(text)]
+    if not any("position" in name or "wpe" in name for name in names):
+        # Sinusoids instead of a table: neighbouring ones are alike, so the text has to wander by
+        # what was said last.
+        tables = [name for name in names if "embed_tokens" in name]
+        scales |= {name: scales.get(name, 1.0) / _STRONG for name in tables}
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(_randomised(name, parameter, noise, decoder=name.startswith(text)))
+        value = _randomised(name, parameter, noise, decoder=name.startswith(text))
+        # A table whose rows are scaled up would drown the positions, and every text would stutter.
+        parameter.copy_(value / scales.get(name, 1.0))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))

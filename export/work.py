@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from primelens.errors import OptionError
-from primelens.export.companions import write_companions
+from primelens.export.companions import SPECIAL, write_companions
 
 __all__ = ["Work", "build", "find_work", "register_work", "works"]
 
@@ -36,8 +36,11 @@ class Work:
         model: seed → the model with randomised weights, float32, in evaluation mode.
         picture: (height, width) that its tower takes.
         vocab_size: of its tokenizer.
+        special: the tokenizer's first three tokens: start, end and padding, in any order.
         processor: settings of its preprocessor_config.json over ViT's.
         prompt: text that the proof lets captions continue; None where the source takes none.
+        variety: share of distinct tokens that its texts have at least, so that the proof is not
+            blind.
         notes: what a reader of the table ought to know.
     """
 
@@ -48,9 +51,11 @@ class Work:
     model: Callable[[int], Any]
     picture: tuple[int, int]
     vocab_size: int
+    special: tuple[str, ...] = SPECIAL
     like: str = ""
     processor: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = "a view of"
+    variety: float = 12 / 32
     notes: str = ""
 
 
@@ -93,6 +98,10 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
     folder, work = Path(folder), find_work(name)
     work.model(seed).save_pretrained(folder)
     write_companions(
-        folder, vocab_size=work.vocab_size, size=work.picture, processor=work.processor
+        folder,
+        vocab_size=work.vocab_size,
+        size=work.picture,
+        processor=work.processor,
+        special=work.special,
     )
     return folder

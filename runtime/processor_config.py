@@ -69,6 +69,13 @@ def _square(side: int) -> dict[str, int]:
 
 # Processor class, without "ImageProcessor" -> the defaults that differ from _EVERY.
 PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+    "Beit": {
+        **_HALF,
+        **_CROP_224,
+        "do_center_crop": False,
+        "size": _square(224),
+        "resample": _BICUBIC,
+    },
     "Bit": _CLIP,
     "Blip": {**_OPENAI, "size": _square(384), "resample": _BICUBIC, "do_convert_rgb": True},
     "ChineseCLIP": _CLIP,
@@ -110,6 +117,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
 _READ = frozenset({*_EVERY, "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"})
 _READ |= {"image_mean", "image_std", "do_pad"}
 _ONLY = {
+    "Beit": frozenset({"do_reduce_labels", "reduce_labels"}),  # of segmentation maps
     "ConvNext": frozenset({"crop_pct"}),
     "Donut": frozenset({"do_thumbnail", "do_align_long_axis"}),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from primelens.export.registry import TowerSplit, register_tower
 from primelens.export.towers import LastHiddenState, canonical, upstream
+from primelens.towers.feature_map import fold_normalisation
 
 __all__ = ["FeatureMap"]
 
@@ -27,7 +28,11 @@ _UNUSED = re.compile(r"^backbone\.(layernorm|pooler)\.")  # only the pooled outp
 
 @register_tower
 class FeatureMap:
-    """The map row by row, plus a learned position table where there is one."""
+    """The map row by row, plus a learned position table where there is one.
+
+    A batch normalisation is folded into the convolution before it, in float64; taps and digests
+    are of the weights as they are in the checkpoint.
+    """
 
     name = "feature_map_tower"
     model_types = ("feature_map_tower",)
@@ -39,8 +44,9 @@ class FeatureMap:
     def split(self, model: Any) -> TowerSplit:
         config, backbone = model.config, model.config.backbone_config
         fields = {name: getattr(backbone, name) for name in _BACKBONE_FIELDS[backbone.model_type]}
+        folds = backbone.model_type == "resnet" and not config.folded
         return TowerSplit(
-            module=LastHiddenState(model),
+            module=LastHiddenState(fold_normalisation(model) if folds else model),
             architecture={
                 "backbone": {"type": backbone.model_type, **fields},
                 "folded": config.folded,

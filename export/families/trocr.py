@@ -33,6 +33,15 @@ class TrOcrDecoder:
             gaps.append("decoder.pad_token_id is null: sinusoidal positions start after it")
         return gaps
 
+    def complete(self, model: Any) -> None:
+        """Compute the table of sinusoids, which transformers 5.23 leaves without data when it loads
+        a checkpoint: it is neither a parameter nor a buffer.
+        """
+        places = model.model.decoder.embed_positions
+        if not model.config.use_learned_position_embeddings and places.weights.is_meta:
+            rows, width = places.weights.shape
+            places.weights = places.get_embedding(rows, width, places.padding_idx)
+
     def plan(self, model: Any) -> DecoderPlan:
         config, body = model.config, model.model.decoder
         tokens = as_array(body.embed_tokens.weight)

@@ -63,6 +63,9 @@ class VisionEncoderDecoder:
             output_loading_info=True,
         )
         model, report = loaded
+        complete = getattr(decoder_family(model.config.decoder.model_type), "complete", None)
+        if complete is not None:
+            complete(model.decoder)
         return model, report
 
     def split(self, model: Any) -> ModelSplit:
@@ -114,8 +117,15 @@ class VisionEncoderDecoderReference:
         self, pixels: Array, settings: Mapping[str, Any], *, plain: bool
     ) -> list[list[int]]:
         """The model's own ``generate`` with a KV cache; the whole batch in one call."""
+        return self.generate_from(self._states(pixels), settings, plain=plain)
+
+    @torch.no_grad()
+    def generate_from(
+        self, tap: Array | torch.Tensor, settings: Mapping[str, Any], *, plain: bool
+    ) -> list[list[int]]:
+        """The same from what `taps` returned."""
         with plain_generation(self._model) if plain else contextlib.nullcontext():
-            return self._generate(pixels, (), settings)
+            return self._generate(self._tensor(tap), (), settings)
 
     @torch.no_grad()
     def generate_after(
@@ -123,16 +133,16 @@ class VisionEncoderDecoderReference:
     ) -> list[list[int]]:
         """Continuations of a prompt, start tokens and prompt cut off; plain."""
         with plain_generation(self._model):
-            return self._generate(pixels, prompt, settings)
+            return self._generate(self._states(pixels), prompt, settings)
 
     def _generate(
-        self, pixels: Array, prompt: Sequence[int], settings: Mapping[str, Any]
+        self, states: torch.Tensor, prompt: Sequence[int], settings: Mapping[str, Any]
     ) -> list[list[int]]:
         generation = resolve_generation(self._model)
         start, ends = [*generation.start_tokens, *prompt], set(generation.eos_tokens)
-        given = {"decoder_input_ids": torch.tensor([start] * len(pixels))} if prompt else {}
-        states = BaseModelOutput(self._states(pixels))
-        rows = self._model.generate(encoder_outputs=states, **given, **settings)
+        given = {"decoder_input_ids": torch.tensor([start] * len(states))} if prompt else {}
+        outputs = BaseModelOutput(states)
+        rows = self._model.generate(encoder_outputs=outputs, **given, **settings)
         return [_until_end(row[len(start) :].tolist(), ends) for row in rows]
 
     def _states(self, pixels: Array) -> torch.Tensor:
@@ -159,9 +169,11 @@ class VisionEncoderDecoderReference:
         finally:
             self._model.float()
 
-    def _tensor(self, pixels: Array) -> torch.Tensor:
+    def _tensor(self, values: Array | torch.Tensor) -> torch.Tensor:
         dtype = next(self._model.parameters()).dtype
-        return torch.from_numpy(np.ascontiguousarray(pixels)).to(dtype)
+        if isinstance(values, torch.Tensor):
+            return values.to(dtype)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
