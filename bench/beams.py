@@ -127,9 +127,9 @@ class BeamReport:
                 )
             )
             found += [
-                f"memory   {grown} more than greedy; the beams' own self-attention cache is {cache},",
-                f"         an array of their logits {logits}; copies of the cross-attention K/V would",
-                f"         be {copies}",
+                f"memory   {grown} more than greedy; the beams' self-attention cache: {cache}, an",
+                f"         array of their logits: {logits}, copies of the cross-attention K/V",
+                f"         would be: {copies}",
             ]
         return found
 

@@ -116,6 +116,7 @@ def _style(theme: Theme, name: str) -> dict[str, Any]:
         "figure.facecolor": theme.paper,
         "legend.frameon": False,
         "legend.fontsize": 9,
+        "hatch.linewidth": 0.5,
         "lines.linewidth": 1.8,
     }
 
@@ -139,8 +140,10 @@ def _latency(axes: Any, result: Result, theme: Theme) -> bool:
     for number, cell in enumerate(cells):
         values = np.sort(np.concatenate([np.asarray(b) for b in cell["blocks"]])) * 1e3
         share = np.arange(1, values.size + 1) / values.size
+        values, share = np.insert(values, 0, values[0]), np.insert(share, 0, 0.0)
         style = ("-", "--", "-.", ":")[number % 4]
-        label = f"{cell['system']}, median {np.median(values):.0f} ms"
+        median = cell["figures"]["seconds"]["e2e"]["p50"] * 1e3
+        label = f"{cell['system']}, median {median:.{0 if median >= 100 else 1}f} ms"
         axes.step(values, share, style, where="post", color=colours[cell["system"]], label=label)
     if cells:
         axes.set(xlabel="end-to-end latency, ms (logarithmic)", ylabel="share of requests")
@@ -186,25 +189,45 @@ def _roofline(axes: Any, result: Result, theme: Theme) -> bool:
     reach = np.geomspace(low, high, 200)
     roof = np.minimum(peak, bandwidth * reach) / 1e9
     axes.plot(reach, roof, color=theme.ink, linewidth=1.4)
-    axes.text(
-        high, peak / 1e9 * 1.12, f"fp32 {peak / 1e9:.0f} GFLOP/s", ha="right", va="bottom", size=9
-    )
-    axes.text(low * 1.2, bandwidth * low * 3.4 / 1e9, f"{bandwidth / 1e9:.1f} GB/s", size=9)
-    named: set[str] = set()
     for stage, name, x, y in points:
-        label = None if name in named else name
-        named.add(name)
+        label = f"{name}, {stage}"
         marker = {"decode step": "o", "tower": "s"}[stage]
         axes.plot(x, y / 1e9, marker, color=colours[name], label=label, markersize=7)
-    for stage in ("decode step", "tower"):
-        places = [(x, y) for kind, _, x, y in points if kind == stage]
-        if places:
-            x, y = max(places)
-            axes.annotate(stage, (x, y / 1e9), (8, -12), textcoords="offset points", size=9)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte read", ylabel="GFLOP/s")
-    axes.set_ylim(top=peak / 1e9 * 2.5)
-    axes.legend(loc="lower right")
+    axes.set_ylim(min(y for *_, y in points) / 4e9, peak / 1e9 * 3)
+    axes.set_xlim(low, high)
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis, subs=(1.0,))
+    _roof_labels(axes, reach, roof, peak, bandwidth)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, columnspacing=1.2)
     return True
+
+
+def _roof_labels(axes: Any, reach: Any, roof: Any, peak: float, bandwidth: float) -> None:
+    """The two limits, along the two parts of the roof."""
+    flat = np.flatnonzero(roof >= peak / 1e9 * 0.999)
+    axes.annotate(
+        f"fp32 products {peak / 1e9:.0f} GFLOP/s",
+        (reach[flat[-1]], peak / 1e9),
+        (-4, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        size=9,
+    )
+    place = int(flat[0] * 0.6)
+    # The slope is 45 degrees in decades, and what that is on paper follows from the axes.
+    axes.text(
+        reach[place],
+        roof[place] * 1.3,
+        f"memory {bandwidth / 1e9:.1f} GB/s",
+        rotation=np.degrees(np.arctan2(roof[place], reach[place])),
+        rotation_mode="anchor",
+        transform_rotates_text=True,
+        ha="center",
+        va="bottom",
+        size=9,
+    )
 
 
 def _roofline_points(result: Result) -> list[tuple[str, str, float, float]]:
@@ -240,7 +263,7 @@ def _cold(axes: Any, result: Result, theme: Theme) -> bool:
         if state in result.cache:
             warm = result.cache[state]["figures"]["seconds"]["e2e"]["p50"] * 1e3
             rows.append((label, [("caption", warm)]))
-    _stacked_bars(axes, rows, theme)
+    _stacked_bars(axes, rows, theme, "milliseconds to a caption (medians)")
     return bool(rows)
 
 
@@ -253,7 +276,7 @@ def _stages(axes: Any, result: Result, theme: Theme) -> bool:
         for cell in _cells(result, "single")
         if cell["figures"]["stages"]
     ]
-    _stacked_bars(axes, rows, theme)
+    _stacked_bars(axes, rows, theme, "milliseconds per request (means)")
     return bool(rows)
 
 
@@ -263,23 +286,27 @@ def _visible(parts: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in parts.items() if value >= 0.005 * total]
 
 
-def _stacked_bars(axes: Any, rows: list[tuple[str, list[tuple[str, float]]]], theme: Theme) -> None:
+def _stacked_bars(
+    axes: Any, rows: list[tuple[str, list[tuple[str, float]]]], theme: Theme, label: str
+) -> None:
     names = list(dict.fromkeys(part for _, parts in rows for part, value in parts if value > 0))
     colours = dict(zip(names, theme.series * 2, strict=False))
-    hatches = dict(zip(names, ("", "//", "..", "xx", "\\\\", "--"), strict=False))
+    hatches = dict(zip(names, ("", "//", "..", "\\\\", "||", "--"), strict=False))
+    height = 0.62 if len(rows) > 2 else 0.3
     for place, (_, parts) in enumerate(rows):
         left = 0.0
         for part, value in parts:
             if value > 0:
                 bar = {"color": colours[part], "hatch": hatches.get(part, "")}
-                axes.barh(place, value, left=left, edgecolor=theme.paper, height=0.62, **bar)
+                axes.barh(place, value, left=left, edgecolor=theme.paper, height=height, **bar)
                 left += value
-        axes.text(left, place, f" {left:.0f} ms", va="center", size=9)
+        total = f"{left:.{0 if left >= 100 else 1}f} ms"
+        axes.annotate(total, (left, place), (4, 0), textcoords="offset points", va="center", size=9)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("milliseconds (medians or means per request)")
-    axes.margins(x=0.16)
+    axes.set_xlabel(label)
+    axes.margins(x=0.18)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     if len(names) > 1:
         from matplotlib.patches import Patch
 
@@ -287,15 +314,15 @@ def _stacked_bars(axes: Any, rows: list[tuple[str, list[tuple[str, float]]]], th
             Patch(facecolor=colours[n], hatch=hatches.get(n, ""), edgecolor=theme.paper, label=n)
             for n in names
         ]
-        axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
+        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
 
 
-def _plain_ticks(axis: Any) -> None:
+def _plain_ticks(axis: Any, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
     """Numbers on a logarithmic axis as numbers, not as powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -73,7 +73,8 @@ def _head(result: Result, name: str) -> Iterator[str]:
         yield '<p class="warn">The machine was busy; conclusions were forced.</p>'
     for system, found in result.systems.items():
         if found["error"]:
-            first = escape(found["error"].splitlines()[0][:300])
+            words = " ".join(found["error"].split())
+            first = escape(words if len(words) <= 300 else f"{words[:300]}…")
             said = f'<span class="warn">failed</span>: {first}'
             yield f"<p><strong>{escape(system)}</strong> {said}</p>"
 

@@ -13,7 +13,8 @@ from primelens.bench.plots import CHARTS
 from primelens.bench.report import render_report
 from primelens.bench.run import Outcome
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 # Appended to a copy of the page: what a browser made of it, as text.
 _PROBE = """<script>addEventListener("load", async () => {
@@ -87,6 +88,19 @@ def test_a_browser_draws_every_chart_without_complaint(page: str, tmp_path: Path
         assert chart["shown"] > 300
     assert not found["wide"]
     assert "CONSOLE" not in log
+
+
+def test_the_probe_sees_what_a_browser_complains_of(page: str, tmp_path: Path) -> None:
+    """The test above would notice: a script that throws, and a chart that cannot be drawn."""
+    broken = re.sub(
+        r'<img src="data:[^"]*"', '<img src="data:image/svg+xml;base64,AAAA"', page, count=1
+    )
+    broken = broken.replace("</body>", "<script>nonsense()</script></body>")
+    found, log = browse(broken, tmp_path, "--window-size=1200,900")
+    charts = found["charts"]
+    assert isinstance(charts, dict)
+    assert charts["latency"]["width"] == 0
+    assert "CONSOLE" in log
 
 
 def test_it_fits_a_phone_and_a_dark_page(page: str, tmp_path: Path) -> None:
