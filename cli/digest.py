@@ -58,9 +58,7 @@ def _of_bundle(folder: Path) -> dict[str, Any]:
     manifest = open_bundle(folder, check="size").manifest
     preprocessing = canonical_json(dict(manifest.tower.preprocessing))
     connectors = {
-        name: manifest.files[head.connector].sha256
-        for name, head in manifest.heads.items()
-        if head.connector
+        name: manifest.files[head.connector].sha256 for name, head in manifest.writers.items()
     }
     return {
         "name": manifest.name,

@@ -168,6 +168,14 @@ def test_info_says_how_a_head_decodes(run: Run) -> None:
     assert max(map(len, lines)) < 500
 
 
+def test_families_lists_what_can_be_exported(run: Run) -> None:
+    found = json.loads(run("families", "--json").stdout)
+    assert "vision-encoder-decoder" in found["models"]
+    assert "vit" in found["towers"]
+    assert "gpt2" in found["decoders"]
+    assert "vit" in run("families").stdout
+
+
 def test_a_missing_package_names_its_extra() -> None:
     absent = pytest.raises(primelens.DependencyError, match="'onnx_ir'")
     with absent as caught, needs_extra("export"):
