@@ -6,18 +6,20 @@ the checkpoint, and the gate runs again, with other random pictures than the exp
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from primelens.bundle import open_bundle
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
+from primelens.export.draft import tap_identities
 from primelens.export.gate import GateReport
 from primelens.export.kinds import kind_of
 from primelens.export.options import GateOptions
 from primelens.export.pipeline import answers_of
-from primelens.export.registry import HeadSplit, ModelSplit
+from primelens.export.registry import HeadSplit, ModelSplit, RankSplit
 from primelens.hub import resolve
-from primelens.identity import tower_identity, weights_digest
+from primelens.identity import weights_digest
 from primelens.manifest import HeadSpec, Manifest
 from primelens.verify import Check, VerifyReport
 
@@ -42,38 +44,53 @@ def verify_against(
     opened = open_bundle(resolve(str(bundle)), check="full")
     source = open_checkpoint(resolve(str(checkpoint), kind="checkpoint"))
     split = source.family.split(source.model)
-    checks = _declarations(opened.manifest, source, split)
+    names = _counterparts(opened.manifest, split)
+    checks = _declarations(opened.manifest, source, split, names)
     answers = answers_of(source, split, options)
     for name, found in answers.items():
-        if name in opened.manifest.heads:
+        ours = names[name]
+        if ours in opened.manifest.heads:
             kind = kind_of(split.heads[name])
-            checks += _gate_checks(name, kind.gate(opened.folder, name, found, options))
+            checks += _gate_checks(ours, kind.gate(opened.folder, ours, found, options))
     engine = f"the shipped runtime against {source.architecture}"
     return VerifyReport(str(opened.folder), engine, tuple(checks))
 
 
-def _declarations(manifest: Manifest, source: Checkpoint, split: ModelSplit) -> list[Check]:
-    checks = [_equal("source digest", manifest.source.digest, source.digest)]
+def _counterparts(manifest: Manifest, split: ModelSplit) -> dict[str, str]:
+    """The checkpoint's heads → the bundle's: of the same weights, else of the same name."""
+    by_digest = {head.digest: name for name, head in manifest.heads.items()}
+    return {name: by_digest.get(_digest(head), name) for name, head in split.heads.items()}
+
+
+def _digest(head: HeadSplit | RankSplit) -> str:
+    return weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()})
+
+
+def _declarations(
+    manifest: Manifest, source: Checkpoint, split: ModelSplit, names: Mapping[str, str]
+) -> list[Check]:
+    checks = [_equal("source digest", _source_digest(manifest, names.values()), source.digest)]
     preprocessing = source.preprocessing.to_dict()
     checks.append(_equal("preprocessing", dict(manifest.tower.preprocessing), preprocessing))
-    for tap, tensors in split.tower.taps.items():
-        identity = tower_identity(
-            family=split.tower_family,
-            architecture=split.tower.architecture,
-            preprocessing=preprocessing,
-            tap=tap,
-            tensors={name: tensor.numpy() for name, tensor in tensors.items()},
-        )
+    for tap, identity in tap_identities(split, preprocessing).items():
         declared = manifest.tower.taps.get(tap)
         checks.append(_equal(f"identity at {tap}", declared and declared.identity, identity))
     for name, head in split.heads.items():
-        spec = manifest.heads.get(name)
-        digest = weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()})
-        checks.append(_equal(f"head {name}, digest", spec and spec.digest, digest))
+        ours = names[name]
+        spec = manifest.heads.get(ours)
+        checks.append(_equal(f"head {ours}, digest", spec and spec.digest, _digest(head)))
         if isinstance(head, HeadSplit):
             declared_as = spec.generation if isinstance(spec, HeadSpec) else None
-            checks.append(_equal(f"head {name}, generation", declared_as, head.generation))
+            checks.append(_equal(f"head {ours}, generation", declared_as, head.generation))
     return checks
+
+
+def _source_digest(manifest: Manifest, heads: Iterable[str]) -> str:
+    """Of what the heads were made from; those that came into the bundle later say so apart."""
+    proofs = manifest.parity.get("heads", {})
+    own = {proofs.get(name, {}).get("source", {}).get("digest") for name in heads}
+    digest = own.pop() if len(own) == 1 else None
+    return digest or manifest.source.digest
 
 
 def _equal(name: str, declared: Any, computed: Any) -> Check:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from primelens.export.checkpoint import Checkpoint
 from primelens.export.registry import HeadSplit
 from primelens.manifest import Generation
+from primelens.results import EncodedImage
 
 __all__ = ["Answers", "Compared", "ask"]
 
@@ -64,6 +65,8 @@ class Answers:
         inputs: ``[K, T]`` start tokens and `forced` without its last token.
         logits: ``[K, T, V]`` after each of `inputs`.
         natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
+        encoded: where the source was fed with what the bundle's own tower says, the pictures as the
+            bundle encodes them; the gate then begins at the seam.
     """
 
     pictures: Sequence[NDArray[np.uint8]]
@@ -78,6 +81,7 @@ class Answers:
     inputs: NDArray[np.int64]
     logits: Compared
     natural_logits: Sequence[Array]
+    encoded: Sequence[EncodedImage] | None = None
 
 
 def ask(

@@ -9,17 +9,16 @@ from typing import Any
 
 from primelens.atomic import write_bytes
 from primelens.bundle import MANIFEST_NAME, file_record
-from primelens.export.card import bundle_card
+from primelens.export.card import CARD, bundle_card
 from primelens.export.draft import Draft, producer
+from primelens.export.golden_file import GOLDEN
 from primelens.export.options import ExportOptions
 from primelens.export.storage import save_graph
 from primelens.manifest import FORMAT, FORMAT_VERSION, Domain, Manifest
 
-__all__ = ["DETECTOR", "GOLDEN", "write_draft", "write_manifest"]
+__all__ = ["DETECTOR", "write_draft", "write_manifest"]
 
-GOLDEN = "golden.safetensors"
 DETECTOR = "domain.safetensors"
-_CARD = "README.md"
 
 
 def write_draft(draft: Draft, folder: Path, options: ExportOptions) -> Manifest:
@@ -55,7 +54,7 @@ def write_manifest(
         "parity": parity,
     }
     card = bundle_card(Manifest(**fields, files={}), draft.notes)
-    (folder / _CARD).write_text(card, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
     files = {
         path.name: file_record(path)
         for path in sorted(folder.iterdir())

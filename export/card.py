@@ -7,7 +7,10 @@ from typing import Any
 
 from primelens.manifest import HeadSpec, Manifest, RankHeadSpec
 
-__all__ = ["bundle_card"]
+__all__ = ["CARD", "bundle_card", "notes_of"]
+
+CARD = "README.md"
+_NOTES = "## Notes"
 
 
 def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
@@ -35,8 +38,15 @@ def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
         *_parity_lines(manifest.parity),
     ]
     if notes:
-        lines += ["", "## Notes", "", *(f"* {note}" for note in notes)]
+        lines += ["", _NOTES, "", *(f"* {note}" for note in notes)]
     return "\n".join(lines) + "\n"
+
+
+def notes_of(card: str) -> list[str]:
+    """The notes that `bundle_card` wrote into a card."""
+    _, _, rest = card.partition(f"\n{_NOTES}\n")
+    lines = rest.split("\n## ")[0].splitlines()
+    return [line.removeprefix("* ") for line in lines if line.startswith("* ")]
 
 
 def _head_line(name: str, head: HeadSpec | RankHeadSpec) -> str:

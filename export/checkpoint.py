@@ -21,7 +21,8 @@ from tokenizers.models import BPE
 from primelens.errors import CheckpointError, PrimelensError, UnsupportedError
 from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelFamily, model_family
-from primelens.export.weight_files import WeightFiles, find_weights
+from primelens.export.weight_files import find_weights
+from primelens.head_checkpoint import HEAD_FILE
 from primelens.preprocessing import Preprocessing
 from primelens.processor_config import from_processor_config, processor_origin
 
@@ -38,6 +39,10 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_TEXT_SIDE = (
+    "It is a text side that was tuned without its tower: put it into a bundle that has the tower "
+    "(primelens add-head, swap-head)."
+)
 _UNUSED_WEIGHTS = re.compile(r"(^|\.)pooler\.")  # no tap reads them
 
 
@@ -56,6 +61,8 @@ class Checkpoint:
         tokenizer: the source's own tokenizer.
         digest: `weights_digest` of all floating-point tensors in its files.
         notes: what a user ought to know.
+        lacking: names of tensors that its files lack and that are random, therefore; of a text side
+            that was saved without its tower only.
     """
 
     folder: Path
@@ -68,6 +75,7 @@ class Checkpoint:
     tokenizer: Any
     digest: str
     notes: list[str] = field(default_factory=list)
+    lacking: tuple[str, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -90,7 +98,11 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: str | Path, *, name: str | None = None, revision: str | None = None
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    of_tower: Preprocessing | None = None,
 ) -> Checkpoint:
     """Check and load a checkpoint folder.
 
@@ -98,6 +110,8 @@ def open_checkpoint(
         folder: as ``save_pretrained`` writes it, with tokenizer and preprocessor.
         name: what to call it; the folder's last part by default.
         revision: the hub commit that it came from.
+        of_tower: for a text side that may come without its tower: the tower's preprocessing. Then
+            ``lacking`` names what is not there, and without it there is no image processor.
 
     Raises:
         CheckpointError: files are missing or broken, weights are not finite, a pickle or remote
@@ -108,7 +122,7 @@ def open_checkpoint(
     problems: list[str] = []
     raw = read_config(folder, problems)
     weights = find_weights(folder, problems)
-    settings = read_preprocessor(folder, problems)
+    settings = read_preprocessor(folder, problems if of_tower is None else [])
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         problems.append("no tokenizer: tokenizer.json is missing")
     problems += [
@@ -116,27 +130,42 @@ def open_checkpoint(
         for file, data in (("config.json", raw), ("preprocessor_config.json", settings))
         if data and "auto_map" in data
     ]
-    if problems or raw is None or settings is None or weights is None:
+    if problems or raw is None or weights is None or (settings is None and of_tower is None):
         raise CheckpointError(
             f"The checkpoint {folder} is incomplete or cannot be used:",
-            remedy="Save model, tokenizer and image processor into one folder (save_pretrained).",
+            remedy=_TEXT_SIDE
+            if (folder / HEAD_FILE).is_file()
+            else "Save model, tokenizer and image processor into one folder (save_pretrained).",
             problems=problems,
         )
     with quiet_transformers():
         family = _supported(raw, folder)
         digest = weights.check()
-        notes = _preprocessing_notes(settings)
+        notes = [] if settings is None else _preprocessing_notes(settings)
+        model, lacking = _load(family, folder, notes)
+        if lacking and of_tower is None:
+            raise CheckpointError(
+                f"The weights in {folder} do not fill the model that config.json describes:",
+                remedy="Check that the weights belong to this config.json.",
+                problems=[
+                    f"{name}: not in {', '.join(weights.names)}; it would be left random"
+                    for name in lacking
+                ],
+            )
+        known = of_tower if settings is None else from_processor_config(settings)
+        assert known is not None
         return Checkpoint(
             folder=folder,
             name=name or folder.resolve().name,
             revision=revision,
             family=family,
-            preprocessing=from_processor_config(settings),
-            model=_load(family, folder, weights, notes),
-            processor=_processor(folder),
+            preprocessing=known,
+            model=model,
+            processor=None if settings is None else _processor(folder),
             tokenizer=_tokenizer(folder),
             digest=digest,
             notes=notes,
+            lacking=lacking,
         )
 
 
@@ -198,7 +227,8 @@ def _supported(raw: Mapping[str, Any], folder: Path) -> ModelFamily:
     return family
 
 
-def _load(family: ModelFamily, folder: Path, weights: WeightFiles, notes: list[str]) -> Any:
+def _load(family: ModelFamily, folder: Path, notes: list[str]) -> tuple[Any, tuple[str, ...]]:
+    """The model, and the names of the tensors that the files lack."""
     try:
         model, report = family.load(str(folder))
     except PrimelensError:
@@ -208,12 +238,9 @@ def _load(family: ModelFamily, folder: Path, weights: WeightFiles, notes: list[s
             f"transformers {transformers.__version__} cannot load {folder}: {error}",
             remedy="Check that the weights belong to this config.json.",
         ) from error
-    problems = [
-        f"{name}: not in {', '.join(weights.names)}; it would be left random"
-        for name in sorted(report.get("missing_keys", ()))
-        if not _UNUSED_WEIGHTS.search(name)
-    ]
-    problems += [f"{item}: wrong shape" for item in report.get("mismatched_keys", ())]
+    missing = sorted(report.get("missing_keys", ()))
+    lacking = tuple(name for name in missing if not _UNUSED_WEIGHTS.search(name))
+    problems = [f"{item}: wrong shape" for item in report.get("mismatched_keys", ())]
     if problems:
         raise CheckpointError(
             f"The weights in {folder} do not fill the model that config.json describes:",
@@ -223,7 +250,7 @@ def _load(family: ModelFamily, folder: Path, weights: WeightFiles, notes: list[s
     unexpected = sorted(report.get("unexpected_keys", ()))
     if unexpected:
         notes.append(f"{len(unexpected)} tensors of the checkpoint are unused: {unexpected[0]}, …")
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False), lacking
 
 
 def _preprocessing_notes(settings: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,15 @@ from primelens.export.tower_graph import build_tower
 from primelens.identity import tower_identity, weights_digest
 from primelens.manifest import HeadSpec, RankHeadSpec, Source, TapSpec, TowerSpec
 
-__all__ = ["Draft", "draft_bundle", "producer", "tap_identities", "tap_shapes", "tap_weights"]
+__all__ = [
+    "Draft",
+    "check_heads",
+    "draft_bundle",
+    "producer",
+    "tap_identities",
+    "tap_shapes",
+    "tap_weights",
+]
 
 
 @dataclass
@@ -58,7 +66,7 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         UnsupportedError: the generation_config asks for what decoding does not honour.
     """
     size = _input_size(checkpoint, split)
-    _check_heads(split)
+    check_heads(split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, size)
     shapes = tap_shapes(tower_model)
@@ -128,7 +136,8 @@ def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
     return size
 
 
-def _check_heads(split: ModelSplit) -> None:
+def check_heads(split: ModelSplit) -> None:
+    """Raises `UnsupportedError` for settings that the runtime does not honour, all at once."""
     gaps = [
         f"head {name}: {gap}"
         for name, head in split.heads.items()

@@ -112,7 +112,13 @@ class _Gate:
     def run(self) -> GateReport:
         """All stages until one fails."""
         report = self._report
-        for stage in (self._pixels, self._tap, self._prefill, self._steps, self._natural):
+        self._model.head(name=self._name)  # opens its graphs
+        stages = [self._prefill, self._steps, self._natural]
+        if self._answers.encoded is None:
+            stages = [self._pixels, self._tap, *stages]
+        else:
+            report.encoded = list(self._answers.encoded)
+        for stage in stages:
             report.failures = stage()
             if report.failures:
                 break

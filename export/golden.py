@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from primelens.export.answers import Answers
 from primelens.export.gate import GateReport
 from primelens.export.registry import HeadSplit
 
-__all__ = ["COUNT", "TOP", "golden_arrays", "golden_parity", "write_golden"]
+__all__ = ["COUNT", "TOP", "golden_arrays", "golden_parity"]
 
 COUNT = 4
 TOP = 16
@@ -103,11 +101,3 @@ def _rounded_activations(measured: Mapping[str, Any], key: str) -> float:
     if "top1_agreement" not in found:
         return 0.0
     return float(found["relative_rms_error"] * found["spread"])
-
-
-def write_golden(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write the file; contiguous little-endian arrays.
-
-    The bytes are written here, because the library's own writer leaves the file to its owner alone.
-    """
-    path.write_bytes(save(dict(arrays)))

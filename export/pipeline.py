@@ -17,11 +17,12 @@ import numpy as np
 
 from primelens.atomic import atomic_folder
 from primelens.errors import GateError
-from primelens.export.bundle_writer import GOLDEN, write_draft, write_manifest
+from primelens.export.bundle_writer import write_draft, write_manifest
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.draft import Draft, draft_bundle
 from primelens.export.gate import NOISE_FACTOR, GateReport
-from primelens.export.golden import golden_parity, write_golden
+from primelens.export.golden import golden_parity
+from primelens.export.golden_file import GOLDEN, write_golden
 from primelens.export.kinds import kind_of
 from primelens.export.options import ExportOptions, ExportReport, GateOptions
 from primelens.export.pictures import random_pictures
@@ -29,11 +30,21 @@ from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelSplit
 from primelens.hub import resolve
 from primelens.images import read_image
-from primelens.manifest import RankHeadSpec
+from primelens.manifest import HeadSpec, RankHeadSpec
 
-__all__ = ["answers_of", "export_checkpoint", "prove", "write_proved"]
+__all__ = [
+    "UNMEASURED",
+    "Clock",
+    "answers_of",
+    "export_checkpoint",
+    "prove",
+    "unmeasured",
+    "write_proved",
+]
 
 logger = logging.getLogger("primelens.export")
+
+UNMEASURED = "text quality on labelled data"
 
 
 def export_checkpoint(
@@ -53,7 +64,7 @@ def export_checkpoint(
         GateError: the exported graphs differ from the source; nothing was written.
     """
     options = options or ExportOptions()
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("load"):
         folder = resolve(str(checkpoint), revision=options.revision, kind="checkpoint")
         source = open_checkpoint(folder, name=_name(checkpoint), revision=options.revision)
@@ -94,14 +105,14 @@ def write_proved(
     answers: Mapping[str, Any],
     folder: Path,
     options: ExportOptions,
-    clock: _Clock | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Write the draft into ``folder`` and prove it; returns the manifest's parity block.
 
     Raises:
         GateError: a head differs from its source, and ``allow_mismatch`` was not given.
     """
-    clock = clock or _Clock()
+    clock = clock or Clock()
     with clock.stage("write"):
         write_draft(draft, folder, options)
     with clock.stage("prove"):
@@ -152,14 +163,9 @@ def _parity(
     options: ExportOptions,
 ) -> dict[str, Any]:
     first = next(iter(answers))
-    not_measured = ["text quality on labelled data"]
+    not_measured = [UNMEASURED]
     for name, head in draft.heads.items():
-        if isinstance(head, RankHeadSpec):
-            continue
-        if head.generation.settings.get("do_sample"):
-            not_measured.append(f"head {name}: sampling, which its generation_config asks for")
-        elif head.precision != "fp32" and head.generation.settings:
-            not_measured.append(f"head {name}: decoding by {dict(head.generation.settings)}")
+        not_measured += unmeasured(name, head)
     return {
         "reference": f"{draft.source.architecture} in float32, with float64 as arbiter",
         "rule": _rule(draft, options.gate),
@@ -172,6 +178,17 @@ def _parity(
     }
 
 
+def unmeasured(name: str, head: HeadSpec | RankHeadSpec) -> list[str]:
+    """What the gate does not compare of a head, in lines for the manifest."""
+    if isinstance(head, RankHeadSpec) or not head.generation.settings:
+        return []
+    if head.generation.settings.get("do_sample"):
+        return [f"head {name}: sampling, which its generation_config asks for"]
+    if head.precision != "fp32":
+        return [f"head {name}: decoding by {dict(head.generation.settings)}"]
+    return []
+
+
 def _rule(draft: Draft, options: GateOptions) -> str:
     if all(head.precision == "fp32" for head in draft.heads.values()):
         return f"within {NOISE_FACTOR:g} x the source's own float32 rounding error; tokens equal"
@@ -181,7 +198,7 @@ def _rule(draft: Draft, options: GateOptions) -> str:
     )
 
 
-class _Clock:
+class Clock:
     """Wall time by stage."""
 
     def __init__(self) -> None:

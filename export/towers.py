@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-__all__ = ["LastHiddenState", "canonical", "pair", "upstream"]
+from primelens.export.registry import TowerSplit
+
+__all__ = ["LastHiddenState", "canonical", "pair", "tapped_at", "upstream"]
 
 
 class LastHiddenState(torch.nn.Module):
@@ -21,6 +24,28 @@ class LastHiddenState(torch.nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
         """``[B, 3, H, W]`` → ``[B, L, C]``."""
         return (self.model(pixel_values=pixel_values).last_hidden_state,)
+
+
+class _Chosen(torch.nn.Module):
+    """Some of the outputs of a tower."""
+
+    def __init__(self, module: torch.nn.Module, places: Sequence[int]) -> None:
+        super().__init__()
+        self.module, self.places = module, tuple(places)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """``[B, 3, H, W]`` → one tensor per chosen tap."""
+        outputs = self.module(pixel_values)
+        return tuple(outputs[place] for place in self.places)
+
+
+def tapped_at(tower: TowerSplit, taps: Sequence[str]) -> TowerSplit:
+    """The same tower with some of its taps, in the given order."""
+    order = list(tower.taps)
+    if list(taps) == order:
+        return tower
+    module = _Chosen(tower.module, [order.index(tap) for tap in taps])
+    return replace(tower, module=module, taps={tap: tower.taps[tap] for tap in taps})
 
 
 def pair(size: Any) -> tuple[int, int]:
