@@ -10,6 +10,7 @@ total_sequence_length     int32   []           the longest of those lengths
 logits_rows               int64   [N]          which of the R·T positions to compute logits for
 past_key.i, past_value.i  float32 [R, H, S, D] padded on the right; may be the present's buffers
 cross_key.i, …value.i     float32 [I, H, L, D] row r reads image r // (R / I)
+cross_lengths             int32   [I]          how many of the L count; where they may differ
 logits                    float32 [N, V]
 present_key.i, …value.i   float32 [R, H, S, D]
 ========================= ======= ============ =================================================
@@ -38,17 +39,27 @@ from primelens.export.decoder_plan import (
     LmHead,
     Norm,
     SelfAttention,
+    Stack,
 )
 from primelens.export.graph import MICROSOFT, GraphBuilder
 
-__all__ = ["build_decoder", "cross_names", "dense"]
+__all__ = [
+    "DecoderBuilder",
+    "StackBuilder",
+    "Stream",
+    "build_decoder",
+    "check_heads",
+    "cross_names",
+    "dense",
+]
 
+MASKED = -1e30  # added to a score: its share of the softmax is exactly 0
 INT32, INT64, FLOAT = ir.DataType.INT32, ir.DataType.INT64, ir.DataType.FLOAT
 
 
-def cross_names(layers: int) -> list[str]:
+def cross_names(layers: int, of: str = "cross") -> list[str]:
     """``cross_key.0, cross_value.0, cross_key.1, …``."""
-    return [f"cross_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+    return [f"{of}_{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def dense(
@@ -62,23 +73,31 @@ def dense(
     return g.op("Add", [y, g.weight(f"{name}.bias", linear.bias)], f"{name}.sum")
 
 
-def build_decoder(plan: DecoderPlan, cross_length: int | None = None) -> ir.Model:
+def build_decoder(
+    plan: DecoderPlan, cross_length: int | None = None, *, ragged_cross: bool = False
+) -> ir.Model:
     """The decoder as an ONNX model.
 
     Args:
         plan: weights and sizes.
         cross_length: the number L of image positions, where it is fixed; for shape checks only.
+        ragged_cross: the input ``cross_lengths`` says how many of the L positions count.
 
     Raises:
         UnsupportedError: the fused attention does not take heads of this width.
     """
+    check_heads(plan)
+    return DecoderBuilder(plan, cross_length, ragged_cross=ragged_cross).build()
+
+
+def check_heads(plan: DecoderPlan) -> None:
+    """Raises `UnsupportedError` where the fused attention does not take heads of this width."""
     if plan.head_dim % 8:
         raise UnsupportedError(
             f"The decoder's attention heads are {plan.head_dim} wide; the fused operator takes "
             "multiples of 8.",
             remedy="Tune a decoder with another number of heads.",
         )
-    return _DecoderBuilder(plan, cross_length).build()
 
 
 def _blocks(layer: Layer) -> list[SelfAttention | CrossAttention | FeedForward]:
@@ -89,58 +108,56 @@ def _blocks(layer: Layer) -> list[SelfAttention | CrossAttention | FeedForward]:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """The residual stream: ``value``, and ``normed``, what the next block reads."""
 
     value: ir.Value
     normed: ir.Value
 
 
-class _DecoderBuilder:
-    def __init__(self, plan: DecoderPlan, cross_length: int | None) -> None:
+class StackBuilder:
+    """What all graphs over a `Stack` have in common: the residual stream and its blocks.
+
+    A subclass declares the inputs (``_declare_inputs``) and says what self-attention is
+    (``_self_attention``).
+    """
+
+    def __init__(self, plan: Stack, name: str, cross_length: int | None) -> None:
         self._plan = plan
         self._width = plan.heads * plan.head_dim
         self._length: int | str = cross_length or "L"
-        self._g = GraphBuilder("decoder")
-        self._presents: list[ir.Value] = []
-        self._cache: list[int | str] = ["R", plan.heads, "S", plan.head_dim]
+        self._g = GraphBuilder(name)
+        self._lengths: ir.Value | None = None  # of cross-attention, where not all of it counts
 
-    def build(self) -> ir.Model:
-        g, plan = self._g, self._plan
+    def _states(self) -> ir.Value:
+        """The last layer's states."""
+        plan = self._plan
         self._declare_inputs()
         stream = self._embed()
-        for index, layer in enumerate(plan.layers):
-            name = f"layer.{index}"
-            for block in _blocks(layer):
-                branch, linear = self._block(block, stream, index)
-                following = self._norm_after(index, block)
-                stream = self._join(branch, linear, stream, following, name)
+        for index in range(len(plan.layers)):
+            stream = self._layer(index, stream)
         hidden = stream.normed
         if plan.final_norm is not None and not plan.norm_first:
             hidden = self._norm(hidden, plan.final_norm, "final_norm")
-        logits = self._logits(hidden, plan.lm_head)
-        shape: list[int | str] = ["N", plan.vocab_size]
-        outputs = [(logits, FLOAT, shape)]
-        outputs += [(present, FLOAT, self._cache) for present in self._presents]
-        return g.finish(outputs)
+        return hidden
+
+    def _layer(self, index: int, stream: Stream) -> Stream:
+        for block in _blocks(self._plan.layers[index]):
+            branch, linear = self._block(block, stream, index)
+            following = self._norm_after(index, block)
+            stream = self._join(branch, linear, stream, following, f"layer.{index}")
+        return stream
 
     def _declare_inputs(self) -> None:
-        g, layers = self._g, len(self._plan.layers)
-        self._ids = g.input("input_ids", INT64, ["R", "T"])
-        self._positions = g.input("position_ids", INT64, ["R", "T"])
-        self._seqlens = g.input("seqlens_k", INT32, ["R"])
-        self._total = g.input("total_sequence_length", INT32, [])
-        self._rows = g.input("logits_rows", INT64, ["N"])
-        self._past = [
-            g.input(f"past_{kind}.{layer}", FLOAT, self._cache)
-            for layer in range(layers)
-            for kind in ("key", "value")
-        ]
-        self._cross: list[ir.Value] = []
-        if any(layer.cross_attention for layer in self._plan.layers):
-            shape: list[int | str] = ["I", self._plan.heads, self._length, self._plan.head_dim]
-            self._cross = [g.input(name, FLOAT, shape) for name in cross_names(layers)]
-            self._declare_folding()
+        raise NotImplementedError
+
+    def _self_attention(self, block: SelfAttention, x: ir.Value, index: int) -> ir.Value:
+        raise NotImplementedError
+
+    def _declare_cross(self, names: Sequence[str]) -> None:
+        shape: list[int | str] = ["I", self._plan.heads, self._length, self._plan.head_dim]
+        self._cross = [self._g.input(name, FLOAT, shape) for name in names]
+        self._declare_folding()
 
     def _declare_folding(self) -> None:
         """The shapes ``[I, (R/I)·T, C]`` and ``[R, T, C]``, once for all layers."""
@@ -154,7 +171,7 @@ class _DecoderBuilder:
 
     # The stream --------------------------------------------------------------------------------
 
-    def _embed(self) -> _Stream:
+    def _embed(self) -> Stream:
         g, embedding = self._g, self._plan.embedding
         table = g.weight("embedding.tokens", embedding.tokens)
         tokens = g.op("Gather", [table, self._ids], "embedding.token", axis=0)
@@ -165,14 +182,14 @@ class _DecoderBuilder:
         first = self._plan.layers[0].self_attention.norm
         if embedding.norm is None and self._plan.norm_first:
             normed, value = self._skip_norm(tokens, places, first, None, "layer.0.attention.norm")
-            return _Stream(value, normed)
+            return Stream(value, normed)
         if embedding.norm is None:
             value = g.op("Add", [tokens, places], "embedding.sum")
-            return _Stream(value, value)
+            return Stream(value, value)
         value, _ = self._skip_norm(tokens, places, embedding.norm, None, "embedding.norm")
         if not self._plan.norm_first:
-            return _Stream(value, value)
-        return _Stream(value, self._norm(value, first, "layer.0.attention.norm"))
+            return Stream(value, value)
+        return Stream(value, self._norm(value, first, "layer.0.attention.norm"))
 
     def _places(self) -> ir.Value:
         """Every token's position vector."""
@@ -220,10 +237,10 @@ class _DecoderBuilder:
         self,
         branch: ir.Value,
         linear: tuple[Linear, str],
-        stream: _Stream,
+        stream: Stream,
         following: tuple[Norm | None, str],
         name: str,
-    ) -> _Stream:
+    ) -> Stream:
         """Residual sum, the block's last bias and the normalisation that follows, as one
         operator.
         """
@@ -233,9 +250,9 @@ class _DecoderBuilder:
             if bias is not None:
                 branch = self._g.op("Add", [branch, bias], f"{out_name}.sum")
             value = self._g.op("Add", [branch, stream.value], f"{name}.output")
-            return _Stream(value, value)
+            return Stream(value, value)
         normed, value = self._skip_norm(branch, stream.value, norm, bias, norm_name)
-        return _Stream(value, normed) if self._plan.norm_first else _Stream(normed, normed)
+        return Stream(value, normed) if self._plan.norm_first else Stream(normed, normed)
 
     def _skip_norm(
         self, x: ir.Value, skip: ir.Value, norm: Norm, bias: ir.Value | None, name: str
@@ -260,7 +277,7 @@ class _DecoderBuilder:
     # The blocks --------------------------------------------------------------------------------
 
     def _block(
-        self, block: SelfAttention | CrossAttention | FeedForward, stream: _Stream, index: int
+        self, block: SelfAttention | CrossAttention | FeedForward, stream: Stream, index: int
     ) -> tuple[ir.Value, tuple[Linear, str]]:
         """The block up to its last product; its bias is left to the residual sum."""
         name = f"layer.{index}"
@@ -277,35 +294,25 @@ class _DecoderBuilder:
         product = dense(self._g, context, last, last_name, add_bias=False)
         return product, (last, last_name)
 
-    def _self_attention(self, block: SelfAttention, x: ir.Value, index: int) -> ir.Value:
-        name = f"layer.{index}.attention"
-        qkv = dense(self._g, x, block.qkv, f"{name}.qkv")
-        past = self._past[2 * index : 2 * index + 2]
-        context, *present = self._g.ops(
-            "GroupQueryAttention",
-            [qkv, None, None, *past, self._seqlens, self._total],
-            [f"{name}.context", f"present_key.{index}", f"present_value.{index}"],
-            domain=MICROSOFT,
-            num_heads=self._plan.heads,
-            kv_num_heads=self._plan.heads,
-            scale=float(block.scale),
-        )
-        self._presents += present
-        return context
-
     def _cross_attention(self, block: CrossAttention, x: ir.Value, index: int) -> ir.Value:
         g, name = self._g, f"layer.{index}.cross"
         query = dense(g, x, block.query, f"{name}.query")
         query = g.op("Reshape", [query, self._folded], f"{name}.folded")
         context = g.op(
             "MultiHeadAttention",
-            [query, *self._cross[2 * index : 2 * index + 2]],
+            [query, *self._cross[2 * index : 2 * index + 2], *self._mask(self._lengths)],
             f"{name}.context",
             domain=MICROSOFT,
             num_heads=self._plan.heads,
             scale=float(block.scale),
+            **({} if self._lengths is None else {"mask_filter_value": MASKED}),
         )
         return g.op("Reshape", [context, self._unfolded], f"{name}.unfolded")
+
+    @staticmethod
+    def _mask(lengths: ir.Value | None) -> list[ir.Value | None]:
+        """The further inputs of MultiHeadAttention that leave out what is not in ``lengths``."""
+        return [] if lengths is None else [None, lengths]
 
     def _activate(self, x: ir.Value, linear: Linear, activation: Activation, name: str) -> ir.Value:
         """Bias and activation, fused where an operator exists."""
@@ -318,8 +325,64 @@ class _DecoderBuilder:
             x = g.op("Add", [x, bias], f"{name}.sum")
         return _activation(g, x, activation, f"{name}.active")
 
+
+class DecoderBuilder(StackBuilder):
+    """The decoder: causal self-attention with a cache, and logits of the asked positions."""
+
+    def __init__(
+        self, plan: DecoderPlan, cross_length: int | None, *, ragged_cross: bool = False
+    ) -> None:
+        super().__init__(plan, "decoder", cross_length)
+        self._head, self._ragged_cross = plan.lm_head, ragged_cross
+        self._presents: list[ir.Value] = []
+        self._cache: list[int | str] = ["R", plan.heads, "S", plan.head_dim]
+
+    def build(self) -> ir.Model:
+        logits = self._logits(self._states(), self._head)
+        shape: list[int | str] = ["N", int(self._head.weight.shape[0])]
+        outputs = [(logits, FLOAT, shape)]
+        outputs += [(present, FLOAT, self._cache) for present in self._presents]
+        return self._g.finish(outputs)
+
+    def _declare_inputs(self) -> None:
+        g, layers = self._g, len(self._plan.layers)
+        self._ids = g.input("input_ids", INT64, ["R", "T"])
+        self._positions = g.input("position_ids", INT64, ["R", "T"])
+        self._seqlens = g.input("seqlens_k", INT32, ["R"])
+        self._total = g.input("total_sequence_length", INT32, [])
+        self._rows = g.input("logits_rows", INT64, ["N"])
+        self._past = [
+            g.input(f"past_{kind}.{layer}", FLOAT, self._cache)
+            for layer in range(layers)
+            for kind in ("key", "value")
+        ]
+        if any(layer.cross_attention for layer in self._plan.layers):
+            self._declare_cross(cross_names(layers))
+        if self._ragged_cross:
+            self._lengths = g.input("cross_lengths", INT32, ["I"])
+
+    def _self_attention(self, block: SelfAttention, x: ir.Value, index: int) -> ir.Value:
+        name = f"layer.{index}.attention"
+        qkv = dense(self._g, x, block.qkv, f"{name}.qkv")
+        past = self._past[2 * index : 2 * index + 2]
+        context, *present = self._g.ops(
+            "GroupQueryAttention",
+            [qkv, None, None, *past, self._seqlens, self._total, *self._further()],
+            [f"{name}.context", f"present_key.{index}", f"present_value.{index}"],
+            domain=MICROSOFT,
+            num_heads=self._plan.heads,
+            kv_num_heads=self._plan.heads,
+            scale=float(block.scale),
+        )
+        self._presents += present
+        return context
+
+    def _further(self) -> list[ir.Value | None]:
+        """Further inputs of the operator."""
+        return []
+
     def _logits(self, hidden: ir.Value, head: LmHead) -> ir.Value:
-        g, channels = self._g, self._plan.lm_head.weight.shape[1]
+        g, channels = self._g, self._head.weight.shape[1]
         flat = g.op("Reshape", [hidden, g.integers("head.shape", [-1, channels])], "head.flat")
         chosen = g.op("Gather", [flat, self._rows], "head.chosen", axis=0)
         if head.transform is not None:

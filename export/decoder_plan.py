@@ -25,6 +25,7 @@ __all__ = [
     "LmHead",
     "Norm",
     "SelfAttention",
+    "Stack",
     "stack",
 ]
 
@@ -130,8 +131,8 @@ class LmHead:
 
 
 @dataclass(frozen=True)
-class DecoderPlan:
-    """The whole decoder.
+class Stack:
+    """An embedding and layers on top of it.
 
     Attributes:
         norm_first: normalisations stand before their blocks, inside the residual branch (GPT-2).
@@ -144,17 +145,23 @@ class DecoderPlan:
     head_dim: int
     norm_first: bool
     final_norm: Norm | None
+
+    @property
+    def max_positions(self) -> int:
+        """Rows of the position table."""
+        return int(self.embedding.positions.shape[0])
+
+
+@dataclass(frozen=True)
+class DecoderPlan(Stack):
+    """The whole decoder."""
+
     lm_head: LmHead
 
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
         return int(self.lm_head.weight.shape[0])
-
-    @property
-    def max_positions(self) -> int:
-        """Rows of the position table."""
-        return int(self.embedding.positions.shape[0])
 
 
 def stack(*linears: Linear) -> Linear:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from primelens.decoding.assembly import Request, build_search
 from primelens.decoding.effective import Effective, describe_generation, resolve
 from primelens.decoding.loop import decode
 from primelens.decoding.search import Continuation, Limits, Search
-from primelens.decoding.session import DecoderSession, Step, capacity_for
+from primelens.decoding.session import DecoderSession, Session, Step, capacity_for
 from primelens.engine import Array, BoundCall, Engine, Graph
 from primelens.errors import BundleError, CancelledError, InputError, OptionError, PromptError
 from primelens.manifest import DecoderSpec, HeadSpec
@@ -35,7 +35,18 @@ from primelens.wording import Wording
 if TYPE_CHECKING:
     from primelens.store.derived import DerivedTensors, DerivedTier
 
-__all__ = ["Progress", "TextHead"]
+__all__ = [
+    "Asked",
+    "BoundConnector",
+    "Progress",
+    "TextHead",
+    "Workspace",
+    "asked_of",
+    "cancel_check",
+    "decoder_problems",
+    "differences",
+    "force",
+]
 
 logger = logging.getLogger("primelens.head")
 
@@ -68,14 +79,35 @@ class Asked:
 
 
 @dataclass
-class _Workspace:
-    """A session with the connector bound in front of it."""
+class BoundConnector:
+    """The connector with its buffers, a row per picture.
 
-    key: tuple[int, int, int]
+    Attributes:
+        tap: what it reads.
+        run: one call of it.
+        outputs: name → what it writes.
+    """
+
     tap: Array
-    connect: BoundCall
-    cross: dict[str, Array]
-    session: DecoderSession
+    run: BoundCall
+    outputs: dict[str, Array]
+
+
+@dataclass
+class Workspace:
+    """A decode session with what stands in front of it.
+
+    Attributes:
+        shape: how many sequences over how many pictures, and what else its buffers depend on.
+        capacity: cache positions per sequence.
+        connector: whose outputs the session reads; None where something else fills them.
+        session: the session.
+    """
+
+    shape: tuple[int, ...]
+    capacity: int
+    connector: BoundConnector | None
+    session: Session
 
 
 class TextHead:
@@ -99,8 +131,8 @@ class TextHead:
         self.text = TokenText(bundle.path(spec.tokenizer), clean_up=spec.clean_up_spaces)
         self._wording = Wording(self.text, spec.decoder.vocab_size, spec.generation.eos_tokens)
         self._connector = engine.open(bundle.path(spec.connector))
-        self._decoder = engine.open(bundle.path(spec.decoder.graph))
-        problems = _contract_problems(self._connector, self._decoder, spec, self._tap_shape)
+        self._decoder = self._open_decoder(bundle, engine)
+        problems = self._contract_problems()
         if problems:
             raise BundleError(
                 f"The graphs of the head {name!r} do not fit the manifest:",
@@ -115,8 +147,21 @@ class TextHead:
         if derived is not None:
             graph = bundle.manifest.files[spec.connector].sha256
             self._derived = derived.tier(spec.digest, graph)
-        self._free: OrderedDict[int, _Workspace] = OrderedDict()
+        self._free: OrderedDict[int, Workspace] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _open_decoder(self, bundle: Bundle, engine: Engine) -> Graph:
+        return engine.open(bundle.path(self.spec.decoder.graph))
+
+    def _contract_problems(self) -> list[str]:
+        """Where the graphs differ from ARCHITECTURE.md, "Graph contract"."""
+        cross = {name: tensor.shape for name, tensor in self._connector.outputs.items()}
+        problems = decoder_problems(self._decoder, self.spec.decoder, cross)
+        return problems + self._connector_problems()
+
+    def _connector_problems(self) -> list[str]:
+        inputs = {k: v.shape for k, v in self._connector.inputs.items()}
+        return differences("connector input", {self.spec.tap: (None, *self._tap_shape)}, inputs)
 
     def prompt(self, text: str | None = None) -> list[int]:
         """The ids that a sequence starts with, where ``text`` is its prompt or question."""
@@ -201,15 +246,15 @@ class TextHead:
                 what the connector made of it.
         """
         wanted = self.effective(options)
-        asked = _asked(images, texts, options)
+        asked = asked_of(images, texts, options)
         search, need = self._search(wanted, asked, options)
         progress = Progress(search.results)
         rows = len(asked) * wanted.rows_per_picture
-        workspace = self._take(len(images), rows, capacity_for(need, self.spec.decoder))
+        workspace = self._take((len(images), rows), self._room(need))
         try:
-            progress.connector = self._connect(workspace, images)
+            progress.connector = self._connect(workspace.connector, images)
             before = time.perf_counter()
-            for number, _ in enumerate(decode(workspace.session, search, _cancel(options))):
+            for number, _ in enumerate(decode(workspace.session, search, cancel_check(options))):
                 now = time.perf_counter()
                 if number == 0:
                     progress.prefill = now - before
@@ -232,29 +277,53 @@ class TextHead:
             text: a prompt or question.
         """
         prompt = self.prompt(text)
-        workspace = self._take(1, 1, capacity_for(len(prompt) + len(tokens), self.spec.decoder))
+        workspace = self._take((1, 1), self._room(len(prompt) + len(tokens)))
         try:
-            self._connect(workspace, [image])
-            workspace.session.reset()
-            rows = []
-            for fed in ([prompt] + [[token] for token in tokens])[: len(tokens)]:
-                step = Step(np.array([fed], np.int64), np.array([len(fed)], np.int64))
-                rows.append(workspace.session.run(step)[0].copy())
-            return np.stack(rows)
+            self._connect(workspace.connector, [image])
+            return force(workspace.session, prompt, tokens)
         finally:
             self._give_back(workspace)
 
-    def _connect(self, workspace: _Workspace, images: Sequence[EncodedImage]) -> float:
+    def prefill_logits(
+        self,
+        images: Sequence[EncodedImage],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """``[N, V]`` float32 logits after every token of sequences fed in one call.
+
+        Args:
+            images: I encoded pictures.
+            tokens: ``[R, T]`` ids, start tokens included, padded on the right; row ``r`` belongs to
+                picture ``r // (R / I)``.
+            lengths: ``[R]`` how many of a row's tokens count; N is their sum.
+        """
+        rows, width = tokens.shape
+        workspace = self._take((len(images), rows), self._room(rows // len(images) * width))
+        try:
+            self._connect(workspace.connector, images)
+            workspace.session.reset()
+            return workspace.session.run_all(Step(tokens, lengths))
+        finally:
+            self._give_back(workspace)
+
+    def _room(self, need: int) -> int:
+        """Cache positions to allocate where `_search` says ``need``."""
+        return capacity_for(need, self.spec.decoder)
+
+    def _connect(self, bound: BoundConnector | None, images: Sequence[EncodedImage]) -> float:
+        """Let the connector's outputs be those of ``images``; returns the seconds."""
+        assert bound is not None
         start = time.perf_counter()
         for image in images:
             self._check(image)
         entries = [image.entries.get(self.spec.tap) for image in images]
-        if self._derived is None or not self._derived.fill(entries, workspace.cross):
+        if self._derived is None or not self._derived.fill(entries, bound.outputs):
             for row, image in enumerate(images):
-                workspace.tap[row] = image.taps[self.spec.tap]
-            workspace.connect.run()
+                bound.tap[row] = image.taps[self.spec.tap]
+            bound.run.run()
             if self._derived is not None:
-                self._derived.keep(entries, workspace.cross)
+                self._derived.keep(entries, bound.outputs)
         return time.perf_counter() - start
 
     def _check(self, image: EncodedImage) -> None:
@@ -266,37 +335,59 @@ class TextHead:
                 remedy="Encode the picture with this model.",
             )
 
-    def _take(self, images: int, rows: int, capacity: int) -> _Workspace:
+    def _take(self, shape: tuple[int, ...], capacity: int) -> Workspace:
         with self._lock:
             for token, workspace in self._free.items():
-                if workspace.key[:2] == (images, rows) and workspace.key[2] >= capacity:
+                if workspace.shape == shape and workspace.capacity >= capacity:
                     del self._free[token]
                     return workspace
-        return self._build(images, rows, capacity)
+        logger.debug("new session: shape %s, capacity %d", shape, capacity)
+        return self._build(shape, capacity)
 
-    def _give_back(self, workspace: _Workspace) -> None:
+    def _give_back(self, workspace: Workspace) -> None:
         with self._lock:
             self._free[id(workspace)] = workspace
             while len(self._free) > _POOLED_SESSIONS:
                 self._free.popitem(last=False)
 
-    def _build(self, images: int, rows: int, capacity: int) -> _Workspace:
-        logger.debug("new session: %d images, %d rows, capacity %d", images, rows, capacity)
+    def _build(self, shape: tuple[int, ...], capacity: int) -> Workspace:
+        """A new workspace; ``shape`` is pictures and rows."""
+        images, rows = shape
+        connector = self._bind_connector(images)
+        session = DecoderSession(
+            self._decoder,
+            self.spec.decoder,
+            rows=rows,
+            capacity=capacity,
+            cross=connector.outputs,
+        )
+        return Workspace(shape, capacity, connector, session)
+
+    def _bind_connector(self, images: int) -> BoundConnector:
         tap = np.zeros((images, *self._tap_shape), np.float32)
-        cross: dict[str, Array] = {
+        outputs: dict[str, Array] = {
             name: np.zeros((images, *shape), np.float32)
             for name, shape in self._cross_shapes.items()
         }
-        connect = self._connector.bind({self.spec.tap: tap}, cross)
-        session = DecoderSession(
-            self._decoder, self.spec.decoder, rows=rows, capacity=capacity, cross=cross
-        )
-        return _Workspace((images, rows, capacity), tap, connect, cross, session)
+        return BoundConnector(tap, self._connector.bind({self.spec.tap: tap}, outputs), outputs)
 
 
-def _asked(
+def force(
+    session: Session, prompt: Sequence[int], tokens: Sequence[int]
+) -> NDArray[np.float32]:
+    """``[N, V]`` logits before each of the N ``tokens``, fed one by one after ``prompt``."""
+    session.reset()
+    rows = []
+    for fed in ([list(prompt)] + [[token] for token in tokens])[: len(tokens)]:
+        step = Step(np.array([fed], np.int64), np.array([len(fed)], np.int64))
+        rows.append(session.run(step)[0].copy())
+    return np.stack(rows)
+
+
+def asked_of(
     images: Sequence[EncodedImage], texts: Sequence[Sequence[str]] | None, options: CaptionOptions
 ) -> list[Asked]:
+    """What `TextHead.decode` is asked for, by image, then by text."""
     if texts is None:
         return [Asked(n, options.prompt, image.source) for n, image in enumerate(images)]
     if len({len(some) for some in texts}) > 1 or len(texts) != len(images):
@@ -308,7 +399,8 @@ def _asked(
     ]
 
 
-def _cancel(options: CaptionOptions) -> Callable[[], None]:
+def cancel_check(options: CaptionOptions) -> Callable[[], None]:
+    """Raises `CancelledError` once ``options.cancel`` is set."""
     event = options.cancel
 
     def check() -> None:
@@ -318,11 +410,16 @@ def _cancel(options: CaptionOptions) -> Callable[[], None]:
     return check
 
 
-def _contract_problems(
-    connector: Graph, decoder: Graph, spec: HeadSpec, tap: tuple[int, ...]
+def decoder_problems(
+    decoder: Graph, sizes: DecoderSpec, cross: Mapping[str, tuple[int | None, ...]]
 ) -> list[str]:
-    """Where the graphs' inputs and outputs differ from ARCHITECTURE.md, "Graph contract"."""
-    sizes: DecoderSpec = spec.decoder
+    """Where the decoder's inputs and outputs differ from ARCHITECTURE.md, "Graph contract".
+
+    Args:
+        decoder: the graph.
+        sizes: what the manifest says of it.
+        cross: name → shape, of what the decoder reads besides.
+    """
     past = (None, sizes.kv_heads, None, sizes.head_dim)
     wanted: dict[str, tuple[int | None, ...]] = {
         "input_ids": (None, None),
@@ -330,32 +427,25 @@ def _contract_problems(
         "seqlens_k": (None,),
         "total_sequence_length": (),
         "logits_rows": (None,),
+        **cross,
     }
-    for layer in range(sizes.layers):
-        wanted |= {f"past_{kind}.{layer}": past for kind in ("key", "value")}
-        wanted |= {
-            name: connector.outputs[name].shape
-            for name in (f"cross_key.{layer}", f"cross_value.{layer}")
-            if name in connector.outputs
-        }
-    problems = _differences(
-        "decoder input", wanted, {k: v.shape for k, v in decoder.inputs.items()}
-    )
     results: dict[str, tuple[int | None, ...]] = {"logits": (None, sizes.vocab_size)}
     for layer in range(sizes.layers):
+        wanted |= {f"past_{kind}.{layer}": past for kind in ("key", "value")}
         results |= {f"present_{kind}.{layer}": past for kind in ("key", "value")}
-    problems += _differences(
-        "decoder output", results, {k: v.shape for k, v in decoder.outputs.items()}
+    inputs = {k: v.shape for k, v in decoder.inputs.items()}
+    outputs = {k: v.shape for k, v in decoder.outputs.items()}
+    return differences("decoder input", wanted, inputs) + differences(
+        "decoder output", results, outputs
     )
-    inputs = {k: v.shape for k, v in connector.inputs.items()}
-    return problems + _differences("connector input", {spec.tap: (None, *tap)}, inputs)
 
 
-def _differences(
+def differences(
     what: str,
     wanted: dict[str, tuple[int | None, ...]],
     found: dict[str, tuple[int | None, ...]],
 ) -> list[str]:
+    """Names and shapes of ``found`` that are not as ``wanted``; None fits any size."""
     problems = [f"{what} {name!r} is missing" for name in wanted if name not in found]
     problems += [f"{what} {name!r} is not in the contract" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():

@@ -16,6 +16,7 @@ __all__ = [
     "Generation",
     "HeadSpec",
     "PromptSpec",
+    "QuestionSpec",
     "RankHeadSpec",
     "TextTowerSpec",
     "check_digest",
@@ -122,6 +123,43 @@ class PromptSpec:
 
 
 @dataclass(frozen=True)
+class QuestionSpec:
+    """A text encoder that reads a question with the picture before the decoder answers it.
+
+    The ids of a question are ``prefix_tokens``, the template with the question in it, and
+    ``suffix_tokens``; the decoder then starts from ``start_tokens`` (of `Generation`) alone.
+
+    Attributes:
+        graph: ONNX file: ids and the connector's ``picture_key.i``/``picture_value.i`` →
+            ``cross_key.i``/``cross_value.i``, which the decoder reads.
+        vocab_size: of its embedding.
+        max_length: longest question in tokens, prefix and suffix included.
+        pad_token: what questions are filled up with; no result depends on it.
+        prefix_tokens, suffix_tokens: ids around the question.
+        template: the question stands in the place of ``{}``.
+    """
+
+    graph: str
+    vocab_size: int
+    max_length: int
+    pad_token: int
+    prefix_tokens: tuple[int, ...] = ()
+    suffix_tokens: tuple[int, ...] = ()
+    template: str = "{}"
+
+    def __post_init__(self) -> None:
+        check_positive(vocab_size=self.vocab_size, max_length=self.max_length)
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template {self.template!r} must have one place {{}} for the text")
+
+    @property
+    def knows_its_tokens(self) -> bool:
+        """Whether all special ids lie inside the vocabulary."""
+        ids = (*self.prefix_tokens, *self.suffix_tokens, self.pad_token)
+        return all(0 <= token < self.vocab_size for token in ids)
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """A tuned text side that writes.
 
@@ -138,6 +176,8 @@ class HeadSpec:
         digest: `weights_digest` of the head's source tensors.
         clean_up_spaces: decode text as transformers' ``clean_up_tokenization_spaces`` does.
         prompt: how a prompt or a question is put to it.
+        question: the encoder that questions go through, where the decoder does not read them
+            itself.
     """
 
     kind: Literal["caption", "answer", "generate"]
@@ -151,6 +191,7 @@ class HeadSpec:
     digest: str
     clean_up_spaces: bool = False
     prompt: PromptSpec = PromptSpec()
+    question: QuestionSpec | None = None
 
     def __post_init__(self) -> None:
         check_digest("digest", self.digest)
@@ -158,11 +199,12 @@ class HeadSpec:
     @property
     def files(self) -> dict[str, str]:
         """Place in the head's description → the bundle's file that it names."""
-        return {
+        files = {
             "connector": self.connector,
             "decoder.graph": self.decoder.graph,
             "tokenizer": self.tokenizer,
         }
+        return files if self.question is None else {**files, "question.graph": self.question.graph}
 
     @property
     def knows_its_tokens(self) -> bool:
@@ -170,6 +212,8 @@ class HeadSpec:
         generation = self.generation
         ids = (*generation.start_tokens, *generation.eos_tokens, generation.pad_token)
         ids = (*ids, *self.prompt.suffix_tokens)
+        if self.question is not None and not self.question.knows_its_tokens:
+            return False
         return all(0 <= token < self.decoder.vocab_size for token in ids)
 
 
@@ -182,16 +226,24 @@ class TextTowerSpec:
             ``[N, width]`` of length 1.
         max_length: longest text in tokens, special tokens included; longer ones are cut.
         pad_token: id of the padding.
-        pad_to_max: every text is padded to ``max_length`` (SigLIP), because padding is seen.
+        pad_to_max: every text is padded to ``max_length``, and its last place counts (SigLIP).
+        pad_left: padding stands before the text; only with ``pad_to_max``.
+        masked: the mask is 0 at padding; else it is 1 everywhere, and padding is seen.
     """
 
     graph: str
     max_length: int
     pad_token: int
     pad_to_max: bool = False
+    pad_left: bool = False
+    masked: bool = True
 
     def __post_init__(self) -> None:
         check_positive(max_length=self.max_length)
+        if self.pad_token < 0:
+            raise ValueError(f"pad_token is {self.pad_token}; it cannot be negative")
+        if self.pad_left and not self.pad_to_max:
+            raise ValueError("pad_left goes with pad_to_max: positions would move with companions")
 
 
 @dataclass(frozen=True)
