@@ -14,7 +14,9 @@ from primelens.cli import (
     evaluate,
     export,
     families,
+    heads,
     info,
+    split,
     verify,
     verify_locked,
 )
@@ -30,8 +32,10 @@ __all__ = [
     "evaluate",
     "export",
     "families",
+    "heads",
     "info",
     "main",
+    "split",
     "verify",
     "verify_locked",
 ]

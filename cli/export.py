@@ -17,7 +17,7 @@ from primelens.cli.inputs import Unmatched, expand
 if TYPE_CHECKING:
     from primelens.export import ExportOptions, ExportReport
 
-__all__ = ["ExportRequest"]
+__all__ = ["ExportRequest", "chosen_pictures", "report_lines"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def export(**chosen: Any) -> None:
     if request.as_json:
         rows.write_json(report.as_dict())
         return
-    for line in _lines(report):
+    for line in report_lines(report):
         rows.write_text(line)
 
 
@@ -126,7 +126,7 @@ def _options(request: ExportRequest) -> ExportOptions:
         license=request.license,
         overwrite=request.overwrite,
         gate=GateOptions(
-            images=_pictures(request.images),
+            images=chosen_pictures(request.images),
             agreement=request.agreement,
             threads=request.threads,
             allow_mismatch=request.allow_mismatch,
@@ -135,7 +135,8 @@ def _options(request: ExportRequest) -> ExportOptions:
     )
 
 
-def _pictures(arguments: tuple[str, ...]) -> tuple[Path, ...]:
+def chosen_pictures(arguments: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files that ``--images`` names; raises `click.BadParameter`."""
     pictures = []
     for entry in expand(arguments):
         if isinstance(entry, Unmatched):
@@ -144,7 +145,8 @@ def _pictures(arguments: tuple[str, ...]) -> tuple[Path, ...]:
     return tuple(pictures)
 
 
-def _lines(report: ExportReport) -> Iterator[str]:
+def report_lines(report: ExportReport) -> Iterator[str]:
+    """What an export says to people."""
     for note in report.notes:
         yield f"note: {note}"
     for failure in report.parity.get("failures", ()):

@@ -39,7 +39,7 @@ from primelens.manifest import Source, TapSpec
 from primelens.preprocessing import Preprocessing
 from primelens.schema import encode
 
-__all__ = ["HeadOptions", "add_head", "remove_head", "swap_head"]
+__all__ = ["HeadOptions", "add_head", "swap_head"]
 
 logger = logging.getLogger("primelens.export")
 
@@ -113,23 +113,6 @@ def swap_head(
     remake = Remake.of(opened)
     take_out(remake, name)
     return _put_in(remake, checkpoint, name, target, options)
-
-
-def remove_head(bundle: str | Path, name: str, out: Path | None = None) -> Path:
-    """Take a head out of a bundle; returns the new bundle's folder.
-
-    The tower stays as it is, with all its taps: what is kept of pictures stays valid.
-
-    Raises:
-        BundleError: the bundle is incomplete or altered.
-        InputError: it has no head of that name.
-    """
-    opened, target = in_place(bundle, out)
-    remake = Remake.of(opened)
-    take_out(remake, name)
-    with remade(target, overwrite=out is None) as folder:
-        remake.write(folder)
-    return target
 
 
 def _put_in(

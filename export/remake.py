@@ -27,7 +27,7 @@ from primelens.manifest import FORMAT_VERSION, HeadSpec, Manifest, RankHeadSpec,
 from primelens.options import LoadOptions
 from primelens.verify import verify
 
-__all__ = ["Remake", "check_name", "in_place", "remade", "take_out"]
+__all__ = ["Remake", "check_name", "in_place", "remade", "remove_head", "take_out"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -154,12 +154,15 @@ def check_name(name: str) -> None:
         )
 
 
-def in_place(bundle: str | Path, out: Path | None) -> tuple[Bundle, Path]:
+def in_place(
+    bundle: str | Path, out: Path | None, *, overwrite: bool = False
+) -> tuple[Bundle, Path]:
     """The bundle, fully checked, and where what is made of it shall lie.
 
     Args:
         bundle: a folder, ``"default"``, or a hub id.
         out: a folder to be; None replaces the bundle, which must be a folder then.
+        overwrite: whether ``out`` may exist.
 
     Raises:
         BundleError: the bundle is incomplete or altered.
@@ -170,7 +173,7 @@ def in_place(bundle: str | Path, out: Path | None) -> tuple[Bundle, Path]:
             f"{bundle} is a shipped or fetched bundle and is not changed in place.",
             remedy="Say where the new one shall lie: --out DIR.",
         )
-    if out is not None and out.exists():
+    if out is not None and out.exists() and not overwrite:
         raise OptionError(f"{out} is there already.", remedy="Give another name.")
     opened = open_bundle(resolve(str(bundle)), check="full")
     return opened, opened.folder if out is None else out
@@ -195,3 +198,20 @@ def remade(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 remedy="Run `primelens verify` on the bundle that it was to be made from.",
                 problems=failed,
             )
+
+
+def remove_head(bundle: str | Path, name: str, out: Path | None = None) -> Path:
+    """Take a head out of a bundle; returns the new bundle's folder.
+
+    The tower stays as it is, with all its taps: what is kept of pictures stays valid.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered.
+        InputError: it has no head of that name.
+    """
+    opened, target = in_place(bundle, out)
+    remake = Remake.of(opened)
+    take_out(remake, name)
+    with remade(target, overwrite=out is None) as folder:
+        remake.write(folder)
+    return target

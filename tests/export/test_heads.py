@@ -19,7 +19,8 @@ from primelens import CacheOptions, CaptionOptions, LoadOptions
 from primelens.bundle import open_bundle
 from primelens.errors import CheckpointError, GateError, InputError, OptionError
 from primelens.export import ExportOptions, GateOptions, export_checkpoint, verify_against
-from primelens.export.heads import HeadOptions, add_head, remove_head, swap_head
+from primelens.export.heads import HeadOptions, add_head, swap_head
+from primelens.export.remake import remove_head
 from primelens.head_checkpoint import of_tap, write
 from primelens.model import Model
 from primelens.verify import verify
