@@ -47,7 +47,8 @@ def random_pictures(count: int, size: tuple[int, int], seed: int) -> list[NDArra
     """``count`` pictures; every other one has another size than the model's (height, width)."""
     height, width = size
     shapes = [(width, height), (width * 5 // 4, height * 3 // 4)]
-    shapes += [(width, height), (width * 3 // 4, height * 4 // 3)]
+    # One is turned: where the model's pictures stand, some have to lie.
+    shapes += [(height, width), (width * 3 // 4, height * 4 // 3)]
     return [
         random_picture(max(shapes[i % 4][0], 8), max(shapes[i % 4][1], 8), seed + i)
         for i in range(count)

@@ -14,6 +14,7 @@ Heads of another kind than captions register what proves them with `prover`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import tempfile
@@ -53,10 +54,10 @@ class ProofOptions:
 
     Attributes:
         pictures: random pictures of the gate, and those that the cases are taken from.
-        steps: tokens per text.
-        beams, penalties: every beam count is tried with every length penalty.
+        steps, beam_steps: tokens per text, greedy and with beams.
+        beams, penalties: of the beam searches.
         batches: pictures per call.
-        prompted: whether every case is tried with the work's prompt too.
+        prompted: whether the work's prompt is tried too.
         threads: threads of the inference engine and of torch; None leaves both as they are.
         seed: of weights and pictures.
         folder: where checkpoint and bundle are made and left; None for a temporary one.
@@ -64,6 +65,7 @@ class ProofOptions:
 
     pictures: int = 8
     steps: int = 48
+    beam_steps: int = 24
     beams: tuple[int, ...] = (3, 5)
     penalties: tuple[float, ...] = (0.6, 1.4)
     batches: tuple[int, ...] = (1, 6)
@@ -89,15 +91,19 @@ class Case:
 
 
 def cases(options: ProofOptions, prompt: str | None) -> list[Case]:
-    """Greedy and every beam search, without and with the prompt, at every batch size."""
-    searches = [(1, 1.0)] + [(b, p) for b in options.beams for p in options.penalties]
+    """Greedy at every batch size without and with the prompt, then beams.
+
+    Of all combinations of beams, penalty, prompt and batch every second one is taken, so that,
+    where each has two values, every three of them meet in every way.
+    """
     prompts = [None] if prompt is None or not options.prompted else [None, prompt]
-    return [
-        Case(beams, penalty, said, batch)
-        for beams, penalty in searches
-        for said in prompts
-        for batch in options.batches
-    ]
+    found = [Case(1, 1.0, said, batch) for said in prompts for batch in options.batches]
+    axes = (options.beams, options.penalties, prompts, options.batches)
+    for places in itertools.product(*(range(len(axis)) for axis in axes)):
+        if sum(places) % 2 == 0:
+            beams, penalty, said, batch = (axis[k] for axis, k in zip(axes, places, strict=True))
+            found.append(Case(beams, penalty, said, batch))
+    return found
 
 
 @dataclass
@@ -341,7 +347,7 @@ class _Captions:
     def _options(self, case: Case, prompt: Tokens) -> CaptionOptions:
         settings = tuple(self._head.generation.settings)
         return CaptionOptions(
-            max_new_tokens=self._length(prompt),
+            max_new_tokens=self._length(case, prompt),
             prompt=case.prompt,
             decoding=DecodingOptions(
                 num_beams=case.beams, length_penalty=case.penalty, ignore=settings
@@ -358,12 +364,13 @@ class _Captions:
             self._found.failures.append(f"{case}: the prompt is {found}, the source's {wanted}")
         return list(wanted)
 
-    def _length(self, prompt: Tokens) -> int:
-        fed = len(self._head.generation.start_tokens) + len(prompt)
-        return min(self._subject.options.steps, self._head.plan.max_positions + 1 - fed)
+    def _length(self, case: Case, prompt: Tokens) -> int:
+        options, fed = self._subject.options, len(self._head.generation.start_tokens) + len(prompt)
+        steps = options.steps if case.beams == 1 else options.beam_steps
+        return min(steps, self._head.plan.max_positions + 1 - fed)
 
     def _wanted(self, case: Case, prompt: Tokens, rows: slice) -> list[Tokens]:
-        settings: dict[str, Any] = {"max_new_tokens": self._length(prompt)}
+        settings: dict[str, Any] = {"max_new_tokens": self._length(case, prompt)}
         if case.beams > 1:
             settings |= {"num_beams": case.beams, "length_penalty": case.penalty}
         pixels = self._subject.pixels[rows]

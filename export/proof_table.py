@@ -77,6 +77,7 @@ def merge_json(path: Path, proof: Proof, options: ProofOptions) -> None:
         "asked": {
             "pictures": options.pictures,
             "steps": options.steps,
+            "beam_steps": options.beam_steps,
             "beams": list(options.beams),
             "penalties": list(options.penalties),
             "batches": list(options.batches),

@@ -77,7 +77,11 @@ DONUT_SWIN = {
     "depths": [2, 2, 14, 2],
     "window_size": 10,
 }
-TINY_DONUT_SWIN = {**TINY_SWIN, "image_size": [40, 24], "use_absolute_embeddings": False}
+TINY_DONUT_SWIN = {
+    **TINY_SWIN,
+    "image_size": [40, 24],
+    "use_absolute_embeddings": False,
+}
 RESNET = {
     "embedding_size": 64,
     "hidden_sizes": [256, 512, 1024, 2048],
