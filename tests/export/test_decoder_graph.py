@@ -35,6 +35,7 @@ from primelens.manifest import DecoderSpec
 
 Array = Any
 VOCAB, POSITIONS, LENGTH, CHANNELS = 37, 24, 5, 12
+PADDING = 1
 _erf: Callable[[Array], Array] = np.vectorize(math.erf)
 
 
@@ -81,10 +82,24 @@ def split(x: Array, heads: int) -> Array:
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
 
 
-def reference(plan: DecoderPlan, tokens: Array, states: Array) -> Array:
+def places(plan: DecoderPlan, tokens: Array, first: int) -> Array:
+    """``[T, C]`` position vectors, where the first call has ``first`` tokens and then each has one.
+
+    Where the plan names a padding token, that one takes no place; but what came in earlier calls is
+    counted whatever it was.
+    """
+    e, count = plan.embedding, len(tokens)
+    if e.padding is None or e.unplaced is None:
+        return e.positions[:count]
+    taken = tokens != e.padding
+    place = np.where(np.arange(count) < first, np.cumsum(taken), np.arange(count) + 1)
+    return np.where(taken[:, None], e.positions[place - 1], e.unplaced)
+
+
+def reference(plan: DecoderPlan, tokens: Array, states: Array, first: int = 0) -> Array:
     """``[T, V]`` logits of one row in float64."""
     e = plan.embedding
-    x = e.scale * e.tokens[tokens].astype(np.float64) + e.positions[: len(tokens)]
+    x = e.scale * e.tokens[tokens].astype(np.float64) + places(plan, tokens, first)
     x = normed(x, e.norm)
     for layer in plan.layers:
         for block in (layer.self_attention, layer.cross_attention, layer.feed_forward):
@@ -130,6 +145,7 @@ class Shape:
     embedding_norm: bool
     final_norm: bool
     scale: float
+    padding: bool = False
 
 
 shapes = st.builds(
@@ -145,6 +161,7 @@ shapes = st.builds(
     embedding_norm=st.booleans(),
     final_norm=st.booleans(),
     scale=st.sampled_from([1.0, 2.5]),
+    padding=st.booleans(),
 )
 
 
@@ -195,6 +212,8 @@ def random_plan(shape: Shape, seed: int) -> DecoderPlan:
             normal(POSITIONS, width),
             shape.scale,
             norm() if shape.embedding_norm else None,
+            PADDING if shape.padding else None,
+            normal(width) if shape.padding else None,
         ),
         tuple(layer() for _ in range(shape.layers)),
         shape.heads,
@@ -245,8 +264,9 @@ def test_prefill_then_steps_equal_the_reference(
     graphs = open_graphs(plan, tmp_path_factory.mktemp("graphs"))
     session = session_for(plan, graphs, states, rows=4)
     tokens = rng.integers(0, VOCAB, (4, 12))
+    tokens[rng.random(tokens.shape) < 0.2] = PADDING  # in prompts and among single tokens
     lengths = rng.integers(1, 8, 4)
-    wanted = [reference(plan, tokens[row], states[row // 2]) for row in range(4)]
+    wanted = [reference(plan, tokens[r], states[r // 2], lengths[r]) for r in range(4)]
     width = int(lengths.max())
     padded = np.where(np.arange(width) < lengths[:, None], tokens[:, :width], 0)
     steps = [Step(padded.astype(np.int64), lengths.astype(np.int64))]

@@ -122,9 +122,9 @@ def _compare(family: str, settings: dict[str, Any], seed: int, count: int) -> No
             continue
         try:
             result = ours(picture)
-        except ImageError as error:  # a strip that the short edge would blow up beyond all caps
-            assert "would be resized" in str(error)
-            assert max(size) > 60 * min(size)
+        except ImageError:  # a strip that the short edge would blow up beyond all caps
+            if max(size) <= 60 * min(size):
+                raise
             refused += 1
             continue
         assert result.dtype == np.float32
