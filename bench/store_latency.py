@@ -29,7 +29,7 @@ from PIL import Image
 from primelens.bench.environment import capture
 from primelens.bench.estimators import percentile
 from primelens.model import load
-from primelens.options import CacheOptions
+from primelens.options import CacheOptions, CaptionOptions
 from primelens.store import EmbeddingStore, EntryKey, Hit, StoredDtype
 from primelens.store.codec import stored
 from primelens.store.derived import DerivedTensors
@@ -38,6 +38,7 @@ from primelens.store.entry_file import from_bytes
 __all__ = ["entry_costs", "key_costs", "second_tier_costs", "throughput_loss"]
 
 SHAPES = ((64, 384), (197, 768), (577, 768))
+BATCH = 8  # pictures at once, where the loss is measured
 COUNT = 60  # entries that are looked up in turn
 ROUNDS = 5
 
@@ -148,27 +149,53 @@ def second_tier_costs(layers: int, heads: int, length: int, width: int) -> Costs
     return {"keep": keep, "hit": fill}
 
 
-def throughput_loss(bundle: str, folder: Path, pictures: int = 100) -> dict[str, float]:
-    """Milliseconds for unique pictures with and without a store that cannot hit, turn by turn.
+def throughput_loss(bundle: str, folder: Path, rounds: int = 24) -> dict[str, dict[str, float]]:
+    """Milliseconds a picture for unique JPEGs, with and without a store that cannot hit.
 
-    One model does both, with its store taken away in every second turn: the idle threads of a
-    second one would take the cores from the first.
+    In three uses: encoded one by one, encoded in batches, captioned in batches. One model does it
+    all, turn by turn with its store taken away: the idle threads of a second one would take the
+    cores from the first. The loss is the median over the pairs of neighbouring turns.
     """
     model = load(bundle, cache=CacheOptions(folder, memory_bytes=0))
     store = model._encoder.kept
     random = np.random.default_rng(0)
-    spent: dict[str, list[float]] = {"plain": [], "kept": []}
-    for number in range(-5, pictures):
-        order = ("plain", "kept") if number % 2 else ("kept", "plain")
-        for name in order:
-            photo = random.integers(0, 256, (480, 640, 3), dtype=np.uint8)
-            model._encoder.kept = store if name == "kept" else None
-            begin = time.perf_counter()
-            model.encode(photo)
-            if number >= 0:
-                spent[name].append((time.perf_counter() - begin) * 1e3)
-    plain, kept = (percentile(spent[name], 50) for name in ("plain", "kept"))
-    return {"plain_ms": plain, "kept_ms": kept, "loss": 1 - plain / kept}
+    forced = CaptionOptions(max_new_tokens=16, min_new_tokens=16)
+    uses: dict[str, Callable[[list[bytes]], object]] = {
+        "encode one by one": lambda files: [model.encode(file) for file in files],
+        f"encode {BATCH} at once": lambda files: list(model.encode_batch(files, batch_size=BATCH)),
+    }
+    if any(head.kind == "caption" for head in model.manifest.heads.values()):
+        uses[f"caption {BATCH} at once"] = lambda files: model.caption(files, forced)
+    costs: dict[str, dict[str, float]] = {}
+    for use, work in uses.items():
+        spent: dict[str, list[float]] = {"plain": [], "kept": []}
+        for number in range(-3, rounds):
+            files = {name: _unique(random) for name in spent}
+            for name in ("plain", "kept") if number % 2 else ("kept", "plain"):
+                model._encoder.kept = store if name == "kept" else None
+                begin = time.perf_counter()
+                work(files[name])
+                if number >= 0:
+                    spent[name].append((time.perf_counter() - begin) * 1e3 / BATCH)
+        pairs = zip(spent["plain"], spent["kept"], strict=True)
+        costs[use] = {
+            "plain_ms": percentile(spent["plain"], 50),
+            "kept_ms": percentile(spent["kept"], 50),
+            "loss": percentile([1 - plain / kept for plain, kept in pairs], 50),
+        }
+    model.close()
+    return costs
+
+
+def _unique(random: np.random.Generator) -> list[bytes]:
+    """A batch of JPEG files that nobody has seen."""
+    files = []
+    for _ in range(BATCH):
+        small = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        buffer = BytesIO()
+        small.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+        files.append(buffer.getvalue())
+    return files
 
 
 def _print_costs(title: str, costs: Costs) -> None:
@@ -182,11 +209,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="Where to keep; on the disk to be measured.")
     parser.add_argument("--model", help="A bundle, to measure the loss of a store that never hits.")
+    parser.add_argument("--rounds", type=int, default=24, help="of the loss, each of 8 pictures")
+    parser.add_argument("--loss-only", action="store_true", help="Measure nothing but that loss.")
     chosen = parser.parse_args()
     result: dict[str, Any] = {"environment": capture().as_dict()}
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         home = Path(name)
-        for shape in SHAPES:
+        for shape in () if chosen.loss_only else SHAPES:
             for dtype in get_args(StoredDtype):
                 title = f"{shape[0]} x {shape[1]}, {dtype}"
                 result[title] = entry_costs(home / "kept", shape, dtype)
@@ -198,8 +227,9 @@ def main() -> None:
             result[title] = second_tier_costs(layers, heads, length, width)
             _print_costs(title, result[title])
         if chosen.model:
-            result["loss"] = throughput_loss(chosen.model, home / "never hits")
-            print(f"\nunique pictures: {result['loss']}")
+            result["loss"] = throughput_loss(chosen.model, home / "never hits", chosen.rounds)
+            for use, loss in result["loss"].items():
+                print(f"\nunique pictures, {use}: {loss}")
     print(json.dumps(result))
 
 
