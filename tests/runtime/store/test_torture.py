@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .torture import CAP, torture
+from .torture import CAP, flip_bits, torture
 
 
 def test_killed_processes_never_leave_a_wrong_tensor(tmp_path: Path) -> None:
@@ -13,6 +13,15 @@ def test_killed_processes_never_leave_a_wrong_tensor(tmp_path: Path) -> None:
     assert outcome.operations >= 8 * 250
     assert outcome.kills >= 3
     assert outcome.largest > CAP // 2  # it was full enough for something to be evicted
+
+
+def test_every_flipped_bit_of_a_kept_file_is_found(tmp_path: Path) -> None:
+    assert flip_bits(tmp_path / "kept", 300) == {"found": 300, "returned": 0}
+
+
+@pytest.mark.slow
+def test_ten_thousand_flipped_bits_are_found_in_the_store(tmp_path: Path) -> None:
+    assert flip_bits(tmp_path / "kept", 10_000, seed=1) == {"found": 10_000, "returned": 0}
 
 
 @pytest.mark.slow

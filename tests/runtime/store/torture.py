@@ -1,10 +1,12 @@
 """Processes that use one store and are killed at random; run by test_torture.py, or by hand::
 
-    python tests/runtime/store/torture.py --processes 8 --operations 100000
+    python tests/runtime/store/torture.py --processes 8 --operations 100000 --flips 10000
 
 Every worker puts and gets random keys whose values it can compute, and says so at once when a hit
 has other values. Workers die by SIGKILL and are replaced. Now and then all of them are stopped, and
 the bytes in the folder are counted: at most the cap and one entry for each living writer.
+
+Afterwards bits of kept files are flipped, one at a time: every one must be found, none returned.
 """
 
 from __future__ import annotations
@@ -157,11 +159,34 @@ def _check_at_rest(folder: Path, outcome: Outcome) -> None:
                     outcome.failures.append(f"at rest: key {number} has wrong values")
 
 
+def flip_bits(folder: Path, flips: int, seed: int = 0) -> dict[str, int]:
+    """Flip single bits of kept files; how often that was found, and how often a tensor came back.
+
+    Every flip is of a fresh file, at a random place from its first bit to its last.
+    """
+    choose, found = random.Random(seed), {"found": 0, "returned": 0}
+    with EmbeddingStore(CacheOptions(folder, memory_bytes=0)) as store:
+        for _ in range(flips):
+            key = key_of(number := choose.randrange(KEYS))
+            store.put(key, values_of(number), (number + 1, 1))
+            path = folder / "v1" / key.digest[:2] / f"{key.digest}.safetensors"
+            content = bytearray(path.read_bytes())
+            place = choose.randrange(8 * len(content))
+            content[place // 8] ^= 1 << (place % 8)
+            path.write_bytes(content)
+            answer = store.get(key)
+            wrong = not isinstance(answer, Miss)
+            found["returned" if wrong else "found"] += 1
+        assert store.stats().corrupt == found["found"]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--operations", type=int, default=100_000, help="of each process")
+    parser.add_argument("--flips", type=int, default=10_000, help="single bits of kept files")
     parser.add_argument("--kill-every", type=float, default=1.0, metavar="SECONDS")
     arguments = parser.parse_args()
     if arguments.work:
@@ -173,7 +198,9 @@ def main() -> int:
             Path(home) / "kept", arguments.processes, arguments.operations, arguments.kill_every
         )
         print(f"{outcome} in {time.monotonic() - began:.0f} s; cap {CAP}, entry {LARGEST}")
-        return 1 if outcome.failures else 0
+        flipped = flip_bits(Path(home) / "flipped", arguments.flips)
+        print(f"bit flips: {flipped}")
+        return 1 if outcome.failures or flipped["returned"] else 0
     return 130
 
 
