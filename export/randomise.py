@@ -27,13 +27,14 @@ _TEXT = "decoder."  # what the names of a text decoder's parameters start with
 
 
 @torch.no_grad()
-def randomise(model: Any, seed: int, *, text: str = _TEXT) -> None:
+def randomise(model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT) -> None:
     """Overwrite every parameter, and every running statistic, with seeded noise.
 
     Args:
         model: any transformers model with a tower and a text decoder.
         seed: same seed, same model: same values.
-        text: prefix of the text decoder's parameter names; everything else counts as the tower.
+        text: prefix, or prefixes, of the text decoder's parameter names; everything else counts as
+            the tower.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     scales = {

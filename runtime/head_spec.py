@@ -176,6 +176,8 @@ class HeadSpec:
         digest: `weights_digest` of the head's source tensors.
         clean_up_spaces: decode text as transformers' ``clean_up_tokenization_spaces`` does.
         prompt: how a prompt or a question is put to it.
+        frames: of a head that reads videos, how many frames it takes; None for pictures. Its
+            connector reads the taps of all frames, ``[I, frames, *]``.
         question: the encoder that questions go through, where the decoder does not read them
             itself.
     """
@@ -191,10 +193,12 @@ class HeadSpec:
     digest: str
     clean_up_spaces: bool = False
     prompt: PromptSpec = PromptSpec()
+    frames: int | None = None
     question: QuestionSpec | None = None
 
     def __post_init__(self) -> None:
         check_digest("digest", self.digest)
+        check_positive(frames=1 if self.frames is None else self.frames)
 
     @property
     def files(self) -> dict[str, str]:

@@ -71,8 +71,8 @@ def bert_gaps(config: Any) -> list[str]:
 
 
 def bert_layer(layer: Any, config: Any) -> Layer:
-    """A decoder layer under BERT's names."""
-    attention, cross = layer.attention, layer.crossattention
+    """A decoder layer under BERT's names, with or without cross-attention."""
+    attention = layer.attention
     scale = (config.hidden_size // config.num_attention_heads) ** -0.5
     projections = (attention.self.query, attention.self.key, attention.self.value)
     return Layer(
@@ -82,18 +82,24 @@ def bert_layer(layer: Any, config: Any) -> Layer:
             scale=scale,
             norm=norm(attention.output.LayerNorm),
         ),
-        cross_attention=CrossAttention(
-            query=linear(cross.self.query),
-            key=linear(cross.self.key),
-            value=linear(cross.self.value),
-            out=linear(cross.output.dense),
-            scale=scale,
-            norm=norm(cross.output.LayerNorm),
-        ),
+        cross_attention=_cross_attention(getattr(layer, "crossattention", None), scale),
         feed_forward=FeedForward(
             up=linear(layer.intermediate.dense),
             down=linear(layer.output.dense),
             activation=activation(config.hidden_act),
             norm=norm(layer.output.LayerNorm),
         ),
+    )
+
+
+def _cross_attention(cross: Any, scale: float) -> CrossAttention | None:
+    if cross is None:
+        return None
+    return CrossAttention(
+        query=linear(cross.self.query),
+        key=linear(cross.self.key),
+        value=linear(cross.self.value),
+        out=linear(cross.output.dense),
+        scale=scale,
+        norm=norm(cross.output.LayerNorm),
     )

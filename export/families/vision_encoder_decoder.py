@@ -30,7 +30,7 @@ from primelens.export.registry import (
     tower_family,
 )
 
-__all__ = ["VisionEncoderDecoder", "VisionEncoderDecoderReference"]
+__all__ = ["VisionEncoderDecoder", "VisionEncoderDecoderReference", "until_end"]
 
 _REMEMBERED = 4
 _PIXELS_AT_ONCE = 8 * 384 * 384  # bounds the memory of a large tower
@@ -143,7 +143,12 @@ class VisionEncoderDecoderReference:
         given = {"decoder_input_ids": torch.tensor([start] * len(states))} if prompt else {}
         outputs = BaseModelOutput(states)
         rows = self._model.generate(encoder_outputs=outputs, **given, **settings)
-        return [_until_end(row[len(start) :].tolist(), ends) for row in rows]
+        return [until_end(row[len(start) :].tolist(), ends) for row in rows]
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The tower itself."""
+        states: torch.Tensor = self._model.encoder(pixel_values=pixels).last_hidden_state
+        return states
 
     def _states(self, pixels: Array) -> torch.Tensor:
         """The tower's last hidden state; that of the last few questions is remembered, because the
@@ -156,7 +161,7 @@ class VisionEncoderDecoderReference:
                 self._seen.pop(next(iter(self._seen)))
             rows = max(1, _PIXELS_AT_ONCE // (pixels.shape[2] * pixels.shape[3]))
             parts = torch.split(self._tensor(pixels), rows)
-            states = [self._model.encoder(pixel_values=part).last_hidden_state for part in parts]
+            states = [self._encode(part) for part in parts]
             self._seen[key] = torch.cat(states)
         return self._seen[key]
 
@@ -176,7 +181,7 @@ class VisionEncoderDecoderReference:
         return torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
 
 
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+def until_end(tokens: list[int], ends: set[int]) -> list[int]:
     """``tokens`` up to and with the first end token."""
     for place, token in enumerate(tokens):
         if token in ends:

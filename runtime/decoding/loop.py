@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from primelens.decoding.search import Search
-from primelens.decoding.session import DecoderSession, Step
+from primelens.decoding.session import Session, Step
 
 __all__ = ["decode"]
 
 
 def decode(
-    session: DecoderSession, search: Search, check: Callable[[], None] = lambda: None
+    session: Session, search: Search, check: Callable[[], None] = lambda: None
 ) -> Iterator[Step | None]:
     """Decode until ``search`` is satisfied; yields after every step, so that a caller can stream or
     time.

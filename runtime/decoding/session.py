@@ -9,6 +9,7 @@ place: the same buffer is bound as past and as present.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from primelens.engine import Array, BoundCall, Graph
 from primelens.errors import EngineError, PromptError
 from primelens.manifest import DecoderSpec
 
-__all__ = ["DecoderSession", "Step", "capacity_for"]
+__all__ = ["DecoderSession", "Session", "Step", "capacity_for", "finite", "too_long"]
 
 _BLOCK = 32  # capacities are rounded up to it, so that sessions are used again
 _ALL = np.iinfo(np.int64).max  # a row shares all positions with itself
@@ -37,6 +38,44 @@ class Step:
     tokens: NDArray[np.int64]
     lengths: NDArray[np.int64]
     parents: NDArray[np.int64] | None = None
+
+
+class Session(Protocol):
+    """What executes the steps of a decode."""
+
+    spec: DecoderSpec
+    logits: NDArray[np.float32]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """``[R]`` tokens in each row's past (a copy)."""
+
+    def reset(self) -> None:
+        """Forget all sequences; buffers stay."""
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """Feed one step to every row: ``[R, V]`` logits after each row's last token."""
+
+    def run_all(self, step: Step) -> NDArray[np.float32]:
+        """The same with logits after every token of the step: ``[N, V]``, by row, then by place."""
+
+
+def too_long(rows: int, longest: int, room: str) -> PromptError:
+    """What is raised where sequences outgrow a session."""
+    return PromptError(
+        f"{rows} sequences of {longest} tokens do not fit a session of {room}.",
+        remedy="Shorten the prompt or lower max_new_tokens.",
+    )
+
+
+def finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``logits``, or an `EngineError` where they are not finite."""
+    if not np.isfinite(logits.max()):
+        raise EngineError(
+            "The decoder's logits are not finite.",
+            remedy="The weights or the picture's embedding hold NaN: run `primelens verify`.",
+        )
+    return logits
 
 
 def capacity_for(tokens: int, spec: DecoderSpec) -> int:
@@ -104,25 +143,31 @@ class DecoderSession:
             PromptError: a row would grow beyond the capacity.
             EngineError: the logits are not finite.
         """
+        width = self._take_up(step)
+        self._call(width).run()
+        self._past += step.lengths
+        return finite(self.logits)
+
+    def run_all(self, step: Step) -> NDArray[np.float32]:
+        """The same with logits after every token of the step: ``[N, V]``, by row, then by place."""
+        width = self._take_up(step)
+        rows = np.repeat(np.arange(self.rows), step.lengths)
+        columns = np.concatenate([np.arange(n) for n in step.lengths])
+        logits = np.zeros((len(rows), self.spec.vocab_size), np.float32)
+        self._bind(width, rows * width + columns, logits).run()
+        self._past += step.lengths
+        return finite(logits)
+
+    def _take_up(self, step: Step) -> int:
+        """Reorder, and fill the graph's inputs; returns the number of tokens per row."""
         if step.parents is not None:
             self._reorder(step.parents)
         rows, width = step.tokens.shape
         longest = int((self._past + np.maximum(step.lengths, 1)).max())
         if longest > self.capacity or rows != self.rows:
-            raise PromptError(
-                f"{rows} sequences of {longest} tokens do not fit a session of {self.rows} x "
-                f"{self.capacity}.",
-                remedy="Shorten the prompt or lower max_new_tokens.",
-            )
+            raise too_long(rows, longest, f"{self.rows} x {self.capacity}")
         self._write(step, width)
-        self._call(width).run()
-        self._past += step.lengths
-        if not np.isfinite(self.logits.max()):
-            raise EngineError(
-                "The decoder's logits are not finite.",
-                remedy="The weights or the picture's embedding hold NaN: run `primelens verify`.",
-            )
-        return self.logits
+        return width
 
     def _write(self, step: Step, width: int) -> None:
         tokens, positions = self._buffers(width)
@@ -142,22 +187,25 @@ class DecoderSession:
 
     def _call(self, width: int) -> BoundCall:
         if width not in self._calls:
-            tokens, positions = self._inputs[width]
-            inputs = {
-                "input_ids": tokens,
-                "position_ids": positions,
-                "seqlens_k": self._seqlens,
-                "total_sequence_length": self._total,
-                "logits_rows": self._logits_rows,
-                **{f"past_{name}": buffer for name, buffer in self._cache.items()},
-                **self.cross,
-            }
-            outputs = {
-                "logits": self.logits,
-                **{f"present_{name}": buffer for name, buffer in self._cache.items()},
-            }
-            self._calls[width] = self._graph.bind(inputs, outputs)
+            self._calls[width] = self._bind(width, self._logits_rows, self.logits)
         return self._calls[width]
+
+    def _bind(self, width: int, logits_rows: Array, logits: Array) -> BoundCall:
+        tokens, positions = self._inputs[width]
+        inputs = {
+            "input_ids": tokens,
+            "position_ids": positions,
+            "seqlens_k": self._seqlens,
+            "total_sequence_length": self._total,
+            "logits_rows": logits_rows,
+            **{f"past_{name}": buffer for name, buffer in self._cache.items()},
+            **self.cross,
+        }
+        outputs = {
+            "logits": logits,
+            **{f"present_{name}": buffer for name, buffer in self._cache.items()},
+        }
+        return self._graph.bind(inputs, outputs)
 
     def _reorder(self, parents: NDArray[np.int64]) -> None:
         """Let row r continue row ``parents[r]``.

@@ -1,0 +1,210 @@
+"""GIT (transformers ``GitForCausalLM``): a CLIP-like tower whose projected states stand before the
+text.
+
+The picture's block is bidirectional and has no positions; the text is causal, and its positions
+start at 0. A model with temporal embeddings reads videos: exactly as many frames as it has
+embeddings, each encoded by itself.
+
+Nothing in a checkpoint says whether it was tuned on captions or on questions. A GIT head answers
+questions as the continuation of ``[CLS] question``, which is what it does with a prompt, too; the
+exporter calls it a caption head unless it is told ``head_kind="answer"``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers.modeling_outputs import BaseModelOutput
+
+from primelens.export.decoder_plan import DecoderPlan, Embedding, LmHead
+from primelens.export.families.bert import bert_layer
+from primelens.export.families.clip import RENAMES, clip_architecture
+from primelens.export.families.vision_encoder_decoder import (
+    VisionEncoderDecoderReference,
+    until_end,
+)
+from primelens.export.generation import resolve_generation
+from primelens.export.layers import activation_gap, norm, same
+from primelens.export.registry import (
+    Array,
+    HeadSplit,
+    ModelSplit,
+    Prefix,
+    TowerSplit,
+    as_array,
+    register_model,
+    register_tower,
+    tower_family,
+)
+from primelens.export.towers import LastHiddenState, canonical, pair, upstream
+
+__all__ = ["Git", "GitTower"]
+
+_TAP = "last_hidden_state"
+_ENCODER = "git.image_encoder."
+_NOTHING = re.compile(r"(?!)")
+
+
+@register_tower
+class GitTower:
+    """CLIP's image tower with its last normalisation over all states; class token first."""
+
+    name = "git"
+    model_types = ("git_vision_model",)
+
+    def gaps(self, config: Any) -> list[str]:
+        channels = config.num_channels
+        return [] if channels == 3 else [f"vision.num_channels is {channels}; pictures have 3"]
+
+    def split(self, model: Any) -> TowerSplit:
+        return TowerSplit(
+            module=LastHiddenState(model),
+            architecture=clip_architecture(model.config),
+            taps={_TAP: canonical(upstream(model.vision_model, _NOTHING), RENAMES)},
+            size=pair(model.config.image_size),
+        )
+
+
+@register_model
+class Git:
+    """One head, ``caption``, which reads the tower's states as a bidirectional prefix."""
+
+    name = "git"
+    model_types = ("git",)
+
+    def gaps(self, config: Any) -> list[str]:
+        gaps = tower_family(config.vision_config.model_type).gaps(config.vision_config)
+        return gaps + activation_gap("hidden_act", config.hidden_act)
+
+    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
+        loaded: tuple[Any, Mapping[str, Any]] = transformers.GitForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        return loaded
+
+    def split(self, model: Any) -> ModelSplit:
+        tower = tower_family(model.config.vision_config.model_type)
+        frames = model.config.num_image_with_embedding
+        tensors = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(_ENCODER) and tensor.is_floating_point()
+        }
+        head = HeadSplit(
+            kind="caption",
+            tap=_TAP,
+            plan=_plan(model),
+            projection=None,
+            generation=resolve_generation(model),
+            tensors=tensors,
+            reference=GitReference(model),
+            prefix=Prefix(_Projector(model.git), _prefix_length(model.config), False, frames),
+        )
+        return ModelSplit(tower.name, tower.split(model.git.image_encoder), {"caption": head})
+
+
+def _prefix_length(config: Any) -> int:
+    (height, width), (high, wide) = (
+        pair(config.vision_config.image_size),
+        pair(config.vision_config.patch_size),
+    )
+    return ((height // high) * (width // wide) + 1) * (config.num_image_with_embedding or 1)
+
+
+class _Projector(torch.nn.Module):
+    """The tap of a picture, or of all frames, to what stands before the text."""
+
+    def __init__(self, git: Any) -> None:
+        super().__init__()
+        self.projection = git.visual_projection
+        self.temporal = getattr(git, "img_temporal_embedding", None)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """``[B, L, C]`` or ``[B, F, L, C]`` → ``[B, P, width]``."""
+        if self.temporal is not None:
+            states = states + torch.cat(list(self.temporal))
+            states = states.flatten(1, 2)
+        projected: torch.Tensor = self.projection(states)
+        return projected
+
+
+def _plan(model: Any) -> DecoderPlan:
+    config, embeddings = model.config, model.git.embeddings
+    tokens = as_array(embeddings.word_embeddings.weight)
+    return DecoderPlan(
+        embedding=Embedding(
+            tokens,
+            as_array(embeddings.position_embeddings.weight),
+            norm=norm(embeddings.LayerNorm),
+        ),
+        layers=tuple(bert_layer(layer, config) for layer in model.git.encoder.layer),
+        heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        norm_first=False,
+        final_norm=None,
+        lm_head=LmHead(
+            weight=same(as_array(model.output.weight), tokens), bias=as_array(model.output.bias)
+        ),
+    )
+
+
+class GitReference(VisionEncoderDecoderReference):
+    """The source model answering the gate's questions, fed with what its tower said."""
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self._model.git.image_encoder(pixel_values=pixels).last_hidden_state
+        return states
+
+    @torch.no_grad()
+    def logits(self, tap: Array, tokens: Array) -> Array:
+        """Teacher-forced, in one pass without a cache, from what `taps` returned."""
+        with self._fed(self._tensor(tap)) as pixels:
+            output = self._model(
+                input_ids=torch.from_numpy(tokens), pixel_values=pixels, use_cache=False
+            )
+        result: Array = output.logits[:, -tokens.shape[1] :].numpy()
+        return result
+
+    def _generate(
+        self, states: torch.Tensor, prompt: Sequence[int], settings: Mapping[str, Any]
+    ) -> list[list[int]]:
+        generation = resolve_generation(self._model)
+        start, ends = [*generation.start_tokens, *prompt], set(generation.eos_tokens)
+        ids = torch.tensor([start] * len(states))
+        with self._fed(states) as pixels:
+            rows = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels,
+                **settings,
+            )
+        return [until_end(row[len(start) :].tolist(), ends) for row in rows]
+
+    @contextlib.contextmanager
+    def _fed(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Let the model's tower say ``states``; yields the pixels to call the model with."""
+        git = self._model.git
+        tower, git.image_encoder = git.image_encoder, _Given(states.flatten(0, states.dim() - 3))
+        shape = states.shape[:-2]  # [B], or [B, F]
+        try:
+            numbers = torch.arange(int(torch.Size(shape).numel()), dtype=states.dtype)
+            yield numbers.reshape(*shape, 1, 1, 1)
+        finally:
+            git.image_encoder = tower
+
+
+class _Given(torch.nn.Module):
+    """A tower that has looked at all pictures already: a pixel is the number of its picture."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self._states = states
+
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
+        """``[B, 1, 1, 1]`` → a copy of the states, which the model adds to in place."""
+        return BaseModelOutput(last_hidden_state=self._states[pixel_values.flatten().long()])

@@ -1,0 +1,97 @@
+"""Reference works of GIT: captions, and videos of six frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GitConfig, GitForCausalLM
+
+from primelens.export.randomise import randomise
+from primelens.export.work import Work, register_work
+
+__all__ = ["clip_pictures"]
+
+_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_TEXT = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 1024,
+    "layer_norm_eps": 1e-12,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_TINY_VISION = {
+    **_VISION,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_TINY_TEXT = {
+    **_TEXT,
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
+
+
+def clip_pictures(side: int) -> dict[str, Any]:
+    """Preprocessor settings of CLIP for square pictures."""
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "resample": 3,
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+
+
+def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: Any) -> None:
+    def model(seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = GitForCausalLM(GitConfig(vision_config=vision, **text)).eval()
+        randomise(made, seed, text=("git.embeddings.", "git.encoder.", "output."))
+        return made
+
+    side = int(vision["image_size"])
+    register_work(
+        Work(
+            name=name,
+            family="git",
+            parts=("git_vision_model",),
+            size="published" if "like" in more else "small",
+            model=model,
+            picture=(side, side),
+            vocab_size=int(text["vocab_size"]),
+            processor=clip_pictures(side),
+            **more,
+        )
+    )
+
+
+_register("git-base", _VISION, _TEXT, like="microsoft/git-base")
+_register("tiny-git", _TINY_VISION, _TINY_TEXT)
