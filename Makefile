@@ -18,7 +18,7 @@ ROOMS := runtime kernels export towers tune offline bench cli
 RUNTIME_FILES := $(shell find runtime kernels cli -type f -not -name '*.pyc' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types bench default-model clean
+.PHONY: help demo test test-slow lint format types bench default-model story-retune clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS='run default --out 
 default-model: $(DEV)/.installed ## train, export and measure the shipped model again (hours)
 	$(DEV)/bin/python -m primelens.tune.default_model --work $(MODEL_WORK)
 	$(DEV)/bin/python scripts/ship_default_model.py --work $(MODEL_WORK)
+
+story-retune: $(DEV)/.installed ## 500 pictures encoded once, captioned by two text sides (minutes)
+	$(DEV)/bin/python scripts/story_retune.py
 
 clean: ## remove both environments and everything built
 	rm -rf $(DEV) $(DEMO) build dist primelens.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
