@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ import torch
 from primelens.errors import CheckpointError, OptionError
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.registry import HeadSplit, ModelSplit, RankSplit
+from primelens.export.towers import with_every_tap
 from primelens.head_checkpoint import HEAD_FILE, TunedOn, read
 from primelens.hub import resolve
 from primelens.preprocessing import Preprocessing
@@ -30,8 +31,8 @@ class HeadSource:
 
     Attributes:
         checkpoint: where it comes from.
-        split: the checkpoint, cut; of a text side without a tower, everything left of the seam in
-            it is random.
+        split: the checkpoint, cut at every tap that is known; of a text side without a tower,
+            everything left of the seam in it is random.
         head: the head itself, cut from it.
         tuned_on: what a checkpoint without a tower says of the tower; None for a whole model.
     """
@@ -71,6 +72,7 @@ def open_head(
         of_tower=None if tuned_on is None else preprocessing,
     )
     split = source.family.split(source.model)
+    split = replace(split, tower=with_every_tap(split.tower))
     chosen = _choose(split, head, source.name)
     if not source.lacking:
         return HeadSource(source, split, chosen, None)

@@ -267,7 +267,11 @@ def _record(
         "pixels_sha256": max(old["pixels_sha256"], new["pixels_sha256"], key=len),
         "heads": {
             **old.get("heads", {}),
-            name: {"logits_tolerance": new["logits_tolerance"]},
+            name: {
+                key: value
+                for key, value in new.items()
+                if key.endswith("_tolerance") and key != "tap_tolerance"
+            },
         },
         "taps": {source.head.tap: new["tap_tolerance"], **_tap_tolerances(remake, old)},
     }

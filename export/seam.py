@@ -63,7 +63,7 @@ def ask_at_the_seam(
         BundleError: the bundle has no tower, and fewer than two golden pictures.
     """
     head = source.head
-    if not isinstance(head, HeadSplit) or not hasattr(head.reference, "generate_from"):
+    if isinstance(head, HeadSplit) and not hasattr(head.reference, "generate_from"):
         raise UnsupportedError(
             f"A head of the family {source.checkpoint.family.name!r} can be proved from the pixels "
             "on only.",
@@ -137,7 +137,7 @@ class _Processor:
 
 
 class _FromTheSeam:
-    """A reference that is fed with given taps: `primelens.export.registry.Reference`."""
+    """A reference, or one of a rank head, that is fed with given taps."""
 
     def __init__(self, reference: Any, tap: str, fed: Mapping[bytes, Array]) -> None:
         self._reference, self._tap, self._fed = reference, tap, fed
@@ -155,6 +155,10 @@ class _FromTheSeam:
         states = self.taps(pixels)[self._tap]
         texts: list[list[int]] = self._reference.generate_from(states, settings, plain=plain)
         return texts
+
+    def answer(self, tap: Array, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
+        answer: tuple[Array, Array, Array] = self._reference.answer(tap, ids, mask)
+        return answer
 
     def widen(self) -> Any:
         return self._reference.widen()

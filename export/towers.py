@@ -11,7 +11,7 @@ import torch
 
 from primelens.export.registry import TowerSplit
 
-__all__ = ["LastHiddenState", "canonical", "pair", "tapped_at", "upstream"]
+__all__ = ["LastHiddenState", "canonical", "pair", "tapped_at", "upstream", "with_every_tap"]
 
 
 class LastHiddenState(torch.nn.Module):
@@ -27,11 +27,11 @@ class LastHiddenState(torch.nn.Module):
 
 
 class _Chosen(torch.nn.Module):
-    """Some of the outputs of a tower."""
+    """Some of the outputs of a tower; ``full`` is the tower with all of them."""
 
-    def __init__(self, module: torch.nn.Module, places: Sequence[int]) -> None:
+    def __init__(self, full: TowerSplit, places: Sequence[int]) -> None:
         super().__init__()
-        self.module, self.places = module, tuple(places)
+        self.module, self.full, self.places = full.module, full, tuple(places)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """``[B, 3, H, W]`` → one tensor per chosen tap."""
@@ -44,8 +44,13 @@ def tapped_at(tower: TowerSplit, taps: Sequence[str]) -> TowerSplit:
     order = list(tower.taps)
     if list(taps) == order:
         return tower
-    module = _Chosen(tower.module, [order.index(tap) for tap in taps])
+    module = _Chosen(tower, [order.index(tap) for tap in taps])
     return replace(tower, module=module, taps={tap: tower.taps[tap] for tap in taps})
+
+
+def with_every_tap(tower: TowerSplit) -> TowerSplit:
+    """The tower with all the taps that it had before `tapped_at` chose among them."""
+    return with_every_tap(tower.module.full) if isinstance(tower.module, _Chosen) else tower
 
 
 def pair(size: Any) -> tuple[int, int]:
