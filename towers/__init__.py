@@ -1,9 +1,19 @@
-"""Image towers that transformers lacks. Importing this room registers them with ``AutoModel``."""
+"""Model classes that transformers lacks. Importing this room registers them with ``AutoModel``."""
 
 from primelens.towers.feature_map import (
     FeatureMapTower,
     FeatureMapTowerConfig,
     fold_normalisation,
 )
+from primelens.towers.matching import MatchingConfig, MatchingModel
+from primelens.towers.pooled import PooledTower, PooledTowerConfig
 
-__all__ = ["FeatureMapTower", "FeatureMapTowerConfig", "fold_normalisation"]
+__all__ = [
+    "FeatureMapTower",
+    "FeatureMapTowerConfig",
+    "MatchingConfig",
+    "MatchingModel",
+    "PooledTower",
+    "PooledTowerConfig",
+    "fold_normalisation",
+]

@@ -82,13 +82,15 @@ def build_decoder(dropout: float = 0.0) -> GPT2LMHeadModel:
     )
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of ``VOCABULARY`` entries that adds no special tokens by itself."""
+def train_tokenizer(
+    texts: Iterable[str], entries: int = VOCABULARY, positions: int = POSITIONS
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most so many entries that adds no special tokens by itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=entries,
         special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -99,7 +101,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         pad_token=_SPECIAL[PAD],
         bos_token=_SPECIAL[BOS],
         eos_token=_SPECIAL[EOS],
-        model_max_length=POSITIONS,
+        model_max_length=positions,
         clean_up_tokenization_spaces=False,
     )
 
