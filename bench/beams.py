@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import primelens
+from primelens.bench.captioner import require_caption_head
 from primelens.bench.environment import Environment, capture, load_now, usable_cores
 from primelens.bench.estimators import Comparison, compare_blocks, percentile
 from primelens.bench.files import write_json
@@ -220,7 +221,7 @@ def measure_memory(folder: str, model: primelens.Model, beams: int, tokens: int)
                             [Request(0, path, max_new_tokens=tokens, forced=True, beams=width)]
                         )
                     resident.append(system.memory()["resident"])
-    head = next(h for h in model.manifest.heads.values() if h.kind == "caption")
+    head = require_caption_head(model.manifest)
     sizes = head.decoder
     start = len(head.generation.start_tokens)
     position = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4

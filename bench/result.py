@@ -10,10 +10,12 @@ load                  ``others_before``, ``others_after``: share of the cores th
 limits                `primelens.bench.bandwidth.Limits`, bytes or operations per second
 work                  what a picture and a step cost (`primelens.bench.shares.Work`): operations,
                       and bytes: ``step`` {weights, self_cache, cross_cache, total}
-systems               name → ``description``, and ``error`` where it failed: null or its own words
+systems               name → ``description`` (`primelens.bench.system.Description`), and ``error``
+                      where it failed: null or its own words
 cells                 one per system, scenario, lengths and batch: ``figures``
                       (`primelens.bench.figures.summarise`, seconds), ``blocks``: E2E seconds per
-                      block, ``shares`` of the limits (1.0 is at the limit)
+                      block, ``shares`` of the limits (`primelens.bench.shares`; 1.0 is at the
+                      limit), ``rate`` and ``objective`` of the scenario ``server``
 ratios                every other system over the first, cell by cell: ``ratio``, ``low``,
                       ``high`` (95 %), ``p_value``, ``test``, ``blocks``, ``verdict``
 quality               how every system's captions compare with the reference's; ``golden``: replay

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import primelens
+from primelens.bench.captioner import caption_head
 from primelens.bench.environment import package_versions
 from primelens.bench.system import Answer, Clock, Description, Request, SystemClock
 from primelens.engine import Array, BoundCall, Engine, Graph, TensorSpec
@@ -101,8 +102,9 @@ class PrimelensSystem:
         kept = None if cache is None else primelens.CacheOptions(folder=cache)
         self._model = primelens.load(model, options=options, engine=self._engine, cache=kept)
         self._cached = cache is not None
-        self._head = next(h for h in self._model.manifest.writers.values() if h.kind == "caption")
-        self._engine.watched = {self._head.decoder.graph}
+        self._head = caption_head(self._model.manifest)
+        if self._head is not None:
+            self._engine.watched = {self._head.decoder.graph}
 
     def describe(self) -> Description:
         manifest = self._model.manifest
@@ -112,7 +114,7 @@ class PrimelensSystem:
             versions=package_versions(
                 ("primelens", "onnxruntime", "numpy", "tokenizers", "Pillow")
             ),
-            precision=self._head.precision,
+            precision=self._head.precision if self._head else manifest.tower.variant,
             threads=self._threads,
             digests={name: record.sha256 for name, record in manifest.files.items()},
             notes=(

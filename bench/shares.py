@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from primelens.bench.bandwidth import Limits
+from primelens.bench.captioner import caption_head
 from primelens.bench.estimators import percentile
 from primelens.bench.figures import inter_token_gaps, stage_split
 from primelens.bench.graph_work import graph_operations, weight_operations
@@ -39,7 +40,7 @@ class Work:
     Attributes:
         tower_operations, connector_operations: per picture; 0 where shapes are not known.
         tower_weights: bytes of the tower's weights, read once per batch.
-        step_operations: per row, of the products with weights.
+        step_operations: per row, of the products with weights; 0 of a bundle that does not caption.
         step: bytes that a step at batch 1 reads, in the middle of a forced caption.
         past: tokens behind that step.
         precision: of the decoder's weights.
@@ -66,15 +67,18 @@ def work_of(model: str, spec: Spec) -> Work:
     """Count what the bundle's graphs do."""
     bundle = open_bundle(resolve(model), check="size")
     manifest = bundle.manifest
-    head = next(h for h in manifest.writers.values() if h.kind == "caption")
+    graph = manifest.tower.graph
+    tower = graph_operations(bundle.path(graph)) if graph else 0
+    read = graph_weights(bundle.path(graph)).whole if graph else 0
+    head = caption_head(manifest)
+    if head is None:
+        return Work(tower, 0, read, 0, StepBytes(0, 0, 0), 0, manifest.tower.variant)
     past = len(head.generation.start_tokens) + spec.tokens // 2
     cross = cross_bytes(bundle, head.connector)
     counted = step_bytes(
         graph_weights(bundle.path(head.decoder.graph)), head.decoder, cross, past=past
     )
-    graphs = (manifest.tower.graph, head.connector)
-    tower, connector = (graph_operations(bundle.path(g)) if g else 0 for g in graphs)
-    read = graph_weights(bundle.path(manifest.tower.graph)).whole if manifest.tower.graph else 0
+    connector = graph_operations(bundle.path(head.connector)) if head.connector else 0
     products = weight_operations(bundle.path(head.decoder.graph))
     return Work(tower, connector, read, products, counted, past, head.precision)
 

@@ -114,7 +114,7 @@ class Spec:
         return replace(
             self,
             blocks=min(self.blocks, 6),
-            requests=min(self.requests, 2),
+            requests=1,
             batches=tuple(sorted(kept)),
         )
 

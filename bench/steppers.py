@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from primelens.bench.captioner import require_caption_head
 from primelens.bundle import open_bundle
 from primelens.decoding.session import DecoderSession, Step, capacity_for
 from primelens.engine_onnx import OnnxEngine
@@ -52,7 +53,7 @@ class RuntimeStepper:
     def __init__(self, folder: Path, capacity: int, threads: int, seed: int = 0) -> None:
         self.bundle = open_bundle(folder, check="size")
         manifest = self.bundle.manifest
-        head = next(h for h in manifest.writers.values() if h.kind == "caption")
+        head = require_caption_head(manifest)
         if head.connector is None or manifest.tower.graph is None:
             raise OptionError(f"The bundle {folder} has no tower or no connector.")
         engine = OnnxEngine(threads=threads)

@@ -18,6 +18,9 @@ PACKAGES = (
 )
 
 
+_DUAL_ENCODERS = {"clip", "siglip", "siglip2", "vision-text-dual-encoder"}
+
+
 class Stamps:
     """A streamer that remembers when it was told tokens, and how many came first (the prompt)."""
 
@@ -48,6 +51,7 @@ class GeneratePeer:
     """
 
     label = "transformers eager"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: str, name: str, threads: int | None = None) -> None:
         start = time.monotonic()
@@ -73,10 +77,10 @@ class GeneratePeer:
     def _load(self, checkpoint: str) -> Any:
         import transformers
 
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=self._torch.float32
-        )
-        return model.eval()
+        kind = transformers.AutoModelForImageTextToText
+        if transformers.AutoConfig.from_pretrained(checkpoint).model_type in _DUAL_ENCODERS:
+            kind = transformers.AutoModel  # no captions, but a tower to encode with
+        return kind.from_pretrained(checkpoint, dtype=self._torch.float32).eval()
 
     def _watch_tower(self) -> None:
         """Sum up the tower's time, where the model has a part for it."""
@@ -126,6 +130,7 @@ class GeneratePeer:
             "precision": "fp32",
             "threads": self._threads,
             "opening": self._opening,
+            "notes": list(self.notes),
         }
 
     def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -183,12 +188,19 @@ class GeneratePeer:
         """Up to the end token, which belongs to the caption; padding does not."""
         if request["forced"]:
             return tokens
-        ends = self._model.generation_config.eos_token_id
-        known = set(ends if isinstance(ends, list) else [ends])
+        known = self._ends()
         for place, token in enumerate(tokens):
             if token in known:
                 return tokens[: place + 1]
         return tokens
+
+    def _ends(self) -> set[int]:
+        """The tokens that end a caption; BLIP's generate stops at its text side's separator."""
+        text = getattr(self._model.config, "text_config", None)
+        if hasattr(self._model, "text_decoder") and text is not None:
+            return {text.sep_token_id}
+        ends = self._model.generation_config.eos_token_id
+        return set(ends if isinstance(ends, list) else [ends])
 
     def _row(
         self, request: dict[str, Any], tokens: list[int], times: Any, stages: dict[str, float]
@@ -206,11 +218,13 @@ class CompiledPeer(GeneratePeer):
     """``torch.compile`` of the decoder's forward, over a cache of static shape."""
 
     label = "transformers, torch.compile, static cache"
+    notes = ("compiled anew for every batch and length, in the warm-up that does not count",)
 
     def _load(self, checkpoint: str) -> Any:
         model = super()._load(checkpoint)
-        model.generation_config.cache_implementation = "static"
-        model.forward = self._torch.compile(model.forward, dynamic=False)
+        decoder = getattr(model, "text_decoder", model)  # BLIP generates with a part of itself
+        decoder.generation_config.cache_implementation = "static"
+        decoder.forward = self._torch.compile(decoder.forward, dynamic=False)
         return model
 
 
