@@ -46,7 +46,7 @@ from primelens.export.graph import MICROSOFT
 from primelens.export.registry import Prefix
 from primelens.export.traced import traced
 
-__all__ = ["build_prefix_connector", "build_tree_decoder"]
+__all__ = ["build_prefix_connector", "build_prefix_layers", "build_tree_decoder"]
 
 _UNUSED = 5  # inputs of the operator between the bias and the number of queries
 
@@ -54,6 +54,8 @@ _UNUSED = 5  # inputs of the operator between the bias and the number of queries
 def build_tree_decoder(plan: DecoderPlan) -> ir.Model:
     """The decoder as an ONNX model; raises UnsupportedError as `build_decoder` does."""
     check_heads(plan)
+    if plan.embedding.padding is not None:
+        raise ValueError("tokens of several sequences lie in one row: none can be without a place")
     return _TreeBuilder(plan, None).build()
 
 
@@ -78,7 +80,14 @@ def build_prefix_connector(
     projector = traced(
         prefix.module, {tap: example}, {"I": 4096}, ["prefix_states"], what="the projector"
     )
-    return _chained(projector, _PrefixBuilder(plan, prefix).build())
+    return _chained(projector, build_prefix_layers(plan, prefix.length, causal=prefix.causal))
+
+
+def build_prefix_layers(plan: DecoderPlan, length: int, *, causal: bool) -> ir.Model:
+    """``prefix_states [I, P, C]`` → the connector's outputs: the decoder's layers over the prefix,
+    up to the last one's keys and values.
+    """
+    return _PrefixBuilder(plan, length, causal).build()
 
 
 class _TreeBuilder(DecoderBuilder):
@@ -101,11 +110,9 @@ class _TreeBuilder(DecoderBuilder):
 
 
 class _PrefixBuilder(StackBuilder):
-    """The decoder's layers over the prefix alone, up to the last one's keys and values."""
-
-    def __init__(self, plan: DecoderPlan, prefix: Prefix) -> None:
+    def __init__(self, plan: DecoderPlan, length: int, causal: bool) -> None:
         super().__init__(plan, "connector", None)
-        self._prefix = prefix
+        self._prefix, self._causal = length, causal
         self._kept: list[ir.Value] = []
 
     def build(self) -> ir.Model:
@@ -115,11 +122,11 @@ class _PrefixBuilder(StackBuilder):
             stream = self._layer(index, stream)
         last = len(self._plan.layers) - 1
         self._keep_last(self._plan.layers[last].self_attention, stream.normed, last)
-        shape: list[int | str] = ["I", self._plan.heads, self._prefix.length, self._plan.head_dim]
+        shape: list[int | str] = ["I", self._plan.heads, self._prefix, self._plan.head_dim]
         return self._g.finish([(value, FLOAT, shape) for value in self._kept])
 
     def _declare_inputs(self) -> None:
-        g, length = self._g, self._prefix.length
+        g, length = self._g, self._prefix
         channels = self._plan.embedding.tokens.shape[1]
         self._inputs = g.input("prefix_states", FLOAT, ["I", length, channels])
         images = g.op("Shape", [self._inputs], "prefix.images", start=0, end=1)
@@ -145,7 +152,7 @@ class _PrefixBuilder(StackBuilder):
             num_heads=self._plan.heads,
             kv_num_heads=self._plan.heads,
             scale=float(block.scale),
-            causal=int(self._prefix.causal),
+            causal=int(self._causal),
         )
         self._kept += kept
         return context
@@ -156,7 +163,7 @@ class _PrefixBuilder(StackBuilder):
         qkv = dense(g, x, block.qkv, f"{name}.qkv")
         names = [f"{name}.query", f"{name}.key", f"{name}.value"]
         parts = g.ops("Split", [qkv], names, axis=2, num_outputs=3)
-        sizes = [0, self._prefix.length, self._plan.heads, self._plan.head_dim]
+        sizes = [0, self._prefix, self._plan.heads, self._plan.head_dim]
         shape = g.integers("heads.shape", sizes)
         for kind, part in zip(("key", "value"), parts[1:], strict=True):
             split = g.op("Reshape", [part, shape], f"{name}.{kind}.heads")
