@@ -169,7 +169,7 @@ def tune(
     losses = []
     for step in range(plan.steps):
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * schedule(step, plan.steps, 10)
+            group["lr"] = 2e-3 * schedule(step, plan.steps, max(1, plan.steps // 10))
         rows = random.choice(len(states), plan.batch)
         variants = random.integers(0, 8, plan.batch)
         texts = [caption(scenes[row], int(v)) for row, v in zip(rows, variants, strict=True)]

@@ -27,7 +27,7 @@ def script() -> ModuleType:
 
 def test_the_second_text_side_runs_without_the_tower(script: Any) -> None:
     lines: list[str] = []
-    plan = script.Plan(pictures=20, steps=3, batch=8, threads=1)
+    plan = script.Plan(pictures=20, steps=8, batch=8, threads=1)
     story = script.tell(plan, say=lines.append)
     assert story.tower_runs == {"encode": 20, "A": 0, "B": 0}
     assert story.hits == {"A": 20, "B": 20}
