@@ -333,6 +333,20 @@ class Preprocessing:
         self._fill(out, pixels)
         return out
 
+    def seen(self, image: ImageSource) -> NDArray[np.uint8]:
+        """What the tower is shown, before rescaling and normalisation: ``[H, W, 3]`` uint8.
+
+        Raises:
+            ImageError: as for `__call__`.
+        """
+        return np.asarray(self._geometry(image))
+
+    def normalized(self, seen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """``[3, H, W]`` float32 of what `seen` returned."""
+        out = np.empty((3, *seen.shape[:2]), dtype=np.float32)
+        self._fill(out, Image.fromarray(seen))
+        return out
+
     def batch(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
         """Several pictures, ``[B, 3, H, W]`` float32.
 

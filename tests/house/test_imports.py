@@ -51,7 +51,10 @@ RULES = {
     "tune": Rule(
         packages=_names("torch transformers numpy safetensors tokenizers PIL"),
         rooms=_names("runtime towers"),
-        lazy_packages=_names("accelerate peft datasets pyarrow webdataset huggingface_hub"),
+        lazy_packages=_names(
+            "accelerate peft datasets pyarrow webdataset huggingface_hub matplotlib onnx "
+            "tensorboardX"
+        ),
     ),
     "offline": Rule(
         packages=_names("numpy"),
