@@ -229,7 +229,7 @@ def measure_memory(folder: str, model: primelens.Model, beams: int, tokens: int)
     return Memory(
         greedy=found[1],
         beams=found[beams],
-        self_cache=(beams - 1) * capacity_for(start + tokens, sizes) * position,
+        self_cache=(beams - 1) * capacity_for(sizes.prefix + start + tokens, sizes) * position,
         logits=(beams - 1) * sizes.vocab_size * 4,
         cross_copies=(beams - 1) * cross,
     )

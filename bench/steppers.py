@@ -56,6 +56,12 @@ class RuntimeStepper:
         head = require_caption_head(manifest)
         if head.connector is None or manifest.tower.graph is None:
             raise OptionError(f"The bundle {folder} has no tower or no connector.")
+        if head.decoder.prefix:
+            raise OptionError(
+                f"The decoder of {folder} reads the picture as a prefix of the text; a step alone is "
+                "timed of decoders with cross-attention.",
+                remedy="Run a spec: its TPOT and gaps are those of steps.",
+            )
         engine = OnnxEngine(threads=threads)
         self.name = f"primelens, {engine.name}, {head.precision}"
         self.spec = head.decoder

@@ -25,6 +25,12 @@ def test_a_quick_look_keeps_what_tells_something() -> None:
     assert alone.quick().blocks == 3
 
 
+def test_the_works_that_shipped_specs_name_can_be_made() -> None:
+    reference_works = pytest.importorskip("primelens.export.reference_works")
+    named = {str(read_spec(path.stem).checkpoint) for path in SPECS.glob("*.toml")} - {"None"}
+    assert {name.removeprefix("reference:") for name in named} <= set(reference_works.NAMES)
+
+
 def test_every_finding_is_reported_at_once(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text('name = "x"\nscenario = ["single"]\nblocks = "ten"\n')
