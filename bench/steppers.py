@@ -58,8 +58,8 @@ class RuntimeStepper:
             raise OptionError(f"The bundle {folder} has no tower or no connector.")
         if head.decoder.prefix:
             raise OptionError(
-                f"The decoder of {folder} reads the picture as a prefix of the text; a step alone is "
-                "timed of decoders with cross-attention.",
+                f"The decoder of {folder} reads the picture as a prefix of the text; steps by "
+                "themselves are timed of decoders with cross-attention.",
                 remedy="Run a spec: its TPOT and gaps are those of steps.",
             )
         engine = OnnxEngine(threads=threads)
