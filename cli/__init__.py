@@ -18,6 +18,7 @@ from primelens.cli import (
     heads,
     info,
     split,
+    tune,
     verify,
     verify_locked,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "info",
     "main",
     "split",
+    "tune",
     "verify",
     "verify_locked",
 ]

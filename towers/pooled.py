@@ -1,7 +1,7 @@
 """A tower of states with a pooling that is tuned: what a dual encoder needs of a feature map.
 
-``VisionTextDualEncoderModel`` reads its image side's pooled output. A tower whose output is a map of
-states has none, and its locked weights cannot learn one. So the tower is worn here inside a
+``VisionTextDualEncoderModel`` reads its image side's pooled output. A tower whose output is a map
+of states has none, and its locked weights cannot learn one. So the tower is worn here inside a
 `PreTrainedModel` that adds the pooling; the seam runs between the two: ``tower`` is locked,
 ``pooling`` belongs to the tuned side.
 """
@@ -79,7 +79,7 @@ class AttentionPooling(nn.Module):
 
 
 class PooledTower(PreTrainedModel):
-    """``pixel_values`` to the tower's ``last_hidden_state`` and a tuned ``pooler_output [B, C]``."""
+    """``pixel_values`` to the tower's ``last_hidden_state`` and a tuned ``pooler_output``."""
 
     config: PooledTowerConfig
     config_class = PooledTowerConfig

@@ -16,8 +16,10 @@ from types import MethodType
 import torch
 from torch import nn
 
+from primelens.errors import PrimelensError
 
-class TowerMovedError(RuntimeError):
+
+class TowerMovedError(PrimelensError):
     """A locked tower is not the one that was locked."""
 
 

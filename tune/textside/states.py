@@ -1,0 +1,196 @@
+"""What the locked tower says about the pictures of a batch: run, or read where it was kept.
+
+Kept features lie in the runtime's own store (`primelens.store`), filed under the tower's identity,
+so that another run of the same tower finds them. Their variant says that PyTorch computed them:
+its last bits differ from the engine's, and a hit must equal a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from primelens.errors import EngineError
+from primelens.identity import tower_identity
+from primelens.images import UndecodedImage, open_image
+from primelens.options import CacheOptions
+from primelens.preprocessing import Preprocessing
+from primelens.schema import canonical_json
+from primelens.store import EmbeddingStore, EntryKey, Hit
+from primelens.tune.data.augmentation import Augmentation
+from primelens.tune.textside.lessons import Item
+from primelens.tune.textside.recipe import Features
+from primelens.tune.textside.seam import Tap
+
+__all__ = ["TowerStates", "TowerView", "own_identity"]
+
+_NONE = Augmentation()
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """A tower, at one tap, with what its pictures go through before it.
+
+    Attributes:
+        tower: locked.
+        identity: of the tower at the tap.
+    """
+
+    tower: PreTrainedModel
+    tap: Tap
+    preprocessing: Preprocessing
+    identity: str
+    device: torch.device
+
+    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``[B, 3, H, W]`` to the tap, ``[B, L, C]`` or ``[B, C]``."""
+        with torch.no_grad():
+            output = self.tower(pixel_values=torch.from_numpy(pixels).to(self.device))
+        values: NDArray[np.float32] = output[self.tap].float().cpu().numpy()
+        return values
+
+    @property
+    def variant(self) -> str:
+        """How entries of the store were computed."""
+        place = "" if self.device.type == "cpu" else f"-{self.device.type}"
+        return f"torch-fp32{place}"
+
+
+class TowerStates:
+    """Pictures to states; asks the tower only for what is not kept.
+
+    Args:
+        view: the tower.
+        features: where they are kept, if anywhere.
+        changes: what is done to training pictures.
+
+    Attributes:
+        runs: pictures that the tower has looked at.
+        reads: pictures that were found in the store.
+    """
+
+    def __init__(self, view: TowerView, features: Features, changes: Augmentation = _NONE) -> None:
+        self.view, self.changes = view, changes
+        self.runs = self.reads = 0
+        self._batch = features.batch
+        self._dtype = features.dtype
+        self._sources: dict[str, str] = {}
+        self._store: EmbeddingStore | None = None
+        if features.keep is not None:
+            options = CacheOptions(
+                features.keep, dtype=features.dtype, cap_bytes=features.cap_bytes
+            )
+            self._store = EmbeddingStore(options)
+
+    def __call__(
+        self, items: Sequence[Item], epochs: Sequence[int], *, changed: bool
+    ) -> torch.Tensor:
+        """The states of a batch, ``[B, L, C]`` or ``[B, C]`` float32 on the tower's device.
+
+        Args:
+            items: whose pictures.
+            epochs: of each, for the augmentation.
+            changed: augment the pictures as for training.
+
+        Raises:
+            ImageError: a picture cannot be read.
+            EngineError: the tower's output is not finite.
+        """
+        changes = self.changes if changed else _NONE
+        found: dict[int, NDArray[np.float32]] = {}
+        for place, (item, epoch) in enumerate(zip(items, epochs, strict=True)):
+            values = self._kept(item, epoch, changes)
+            if values is not None:
+                found[place] = values
+        missing = [place for place in range(len(items)) if place not in found]
+        for start in range(0, len(missing), self._batch):
+            places = missing[start : start + self._batch]
+            fresh = self._run([(items[place], epochs[place]) for place in places], changes)
+            found |= dict(zip(places, fresh, strict=True))
+        stacked = np.stack([found[place] for place in range(len(items))])
+        return torch.from_numpy(stacked).to(self.view.device)
+
+    def close(self) -> None:
+        """Record in the store what was used."""
+        if self._store is not None:
+            self._store.close()
+
+    def _kept(self, item: Item, epoch: int, changes: Augmentation) -> NDArray[np.float32] | None:
+        """From the store; a picture whose digest is known is not even read."""
+        if self._store is None:
+            return None
+        source = self._sources.get(item.example.image.name)
+        if source is None:
+            opened = open_image(item.example.image.read())
+            assert isinstance(opened, UndecodedImage)  # it was given bytes
+            source = self._sources[item.example.image.name] = opened.digest
+        found = self._store.get(self._key(source, item, epoch, changes))
+        if not isinstance(found, Hit):
+            return None
+        self.reads += 1
+        return found.values
+
+    def _run(
+        self, asked: Sequence[tuple[Item, int]], changes: Augmentation
+    ) -> list[NDArray[np.float32]]:
+        spec = self.view.preprocessing
+        pixels, sizes = [], []
+        for item, epoch in asked:
+            opened = open_image(item.example.image.read())
+            picture = opened.decode() if isinstance(opened, UndecodedImage) else opened
+            sizes.append(picture.size)
+            if not changes.steps:
+                pixels.append(spec(picture))
+                continue
+            upright = picture.rgb(exif=spec.exif, alpha=spec.alpha)
+            pixels.append(spec(changes(upright, item.example.id, epoch)))
+        values = self.view(np.stack(pixels))
+        if not np.isfinite(values).all():
+            raise EngineError(
+                f"The tower's output {self.view.tap!r} is not finite.",
+                remedy="Its weights hold NaN, or its pictures need another preprocessing.",
+            )
+        self.runs += len(asked)
+        if self._store is None:
+            return list(values)
+        keys = [
+            self._key(self._sources[item.example.image.name], item, epoch, changes)
+            for item, epoch in asked
+        ]
+        return self._store.put_all(list(zip(keys, values, sizes, strict=True)))
+
+    def _key(self, source: str, item: Item, epoch: int, changes: Augmentation) -> EntryKey:
+        if changes.steps:
+            document = {
+                "augmentation": changes.to_dict(),
+                "picture": item.example.id,
+                "source": source,
+                "view": epoch % (changes.views or 1),
+            }
+            source = hashlib.sha256(canonical_json(document)).hexdigest()
+        view = self.view
+        return EntryKey(view.identity, view.variant, self._dtype, source, tap=view.tap)
+
+
+def own_identity(tower: PreTrainedModel, tap: Tap, preprocessing: Preprocessing) -> str:
+    """A tower's identity by its transformers names, for one that has no exporter.
+
+    Kept features are then found again by the same class of the same version of transformers.
+    """
+    return tower_identity(
+        family=f"transformers.{type(tower).__name__}",
+        architecture=tower.config.to_diff_dict(),
+        preprocessing=preprocessing.to_dict(),
+        tap=tap,
+        tensors={
+            name: value.detach().cpu().float().numpy()
+            for name, value in tower.state_dict().items()
+            if value.is_floating_point()
+        },
+    )
