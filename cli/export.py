@@ -28,6 +28,7 @@ class ExportRequest:
     out: Path
     precision: str
     storage: str
+    head_kind: str | None
     name: str | None
     revision: str | None
     license: str | None
@@ -58,6 +59,11 @@ class ExportRequest:
     default="auto",
     show_default=True,
     help="auto stores weights in half the bytes where that loses nothing.",
+)
+@click.option(
+    "--head-kind",
+    type=click.Choice(["caption", "answer"]),
+    help="What a head that continues prompts is called (GIT, BLIP-2).  [default: caption]",
 )
 @click.option("--name", help="The bundle's short name.  [default: the checkpoint's]")
 @click.option("--revision", help="Commit, branch or tag, where CHECKPOINT is a hub id.")
@@ -121,6 +127,7 @@ def _options(request: ExportRequest) -> ExportOptions:
     return ExportOptions(
         precision=request.precision,  # type: ignore[arg-type] # the option's choices are these
         storage=request.storage,  # type: ignore[arg-type] # likewise
+        head_kind=request.head_kind,  # type: ignore[arg-type] # likewise
         name=request.name,
         revision=request.revision,
         license=request.license,

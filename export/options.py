@@ -54,6 +54,9 @@ class ExportOptions:
             decoder's products, with activations rounded per row).
         storage: "auto" stores weights in half the bytes where that loses nothing, "fp32" never
             does.
+        head_kind: "caption" or "answer": what a head that continues prompts is called, because
+            nothing in a checkpoint (of GIT, of BLIP-2) says what it was tuned on; None calls it
+            as the family does.
         name: the bundle's short name; by default the checkpoint's.
         revision: commit, branch or tag, where the checkpoint is a hub id.
         license: SPDX expression of the weights' licence.
@@ -65,6 +68,7 @@ class ExportOptions:
 
     precision: Precision = "fp32"
     storage: Literal["auto", "fp32"] = "auto"
+    head_kind: Literal["caption", "answer"] | None = None
     name: str | None = None
     revision: str | None = None
     license: str | None = None
@@ -78,6 +82,8 @@ class ExportOptions:
             raise OptionError(f"precision is {self.precision!r}; it must be 'fp32' or 'int8'.")
         if self.storage not in ("auto", "fp32"):
             raise OptionError(f"storage is {self.storage!r}; it must be 'auto' or 'fp32'.")
+        if self.head_kind not in (None, "caption", "answer"):
+            raise OptionError(f"head_kind is {self.head_kind!r}; it must be 'caption' or 'answer'.")
         if (self.detector_file is None) != (self.domain.threshold is None):
             raise OptionError("A detector_file needs the domain's detector and threshold.")
 
