@@ -2,6 +2,8 @@
 
     python tests/runtime/store/torture.py --processes 8 --operations 100000 --flips 10000
 
+``--home DIR --seconds 300`` runs it in pieces, each of which ends with all checks.
+
 Every worker puts and gets random keys whose values it can compute, and says so at once when a hit
 has other values. Workers die by SIGKILL and are replaced. Now and then all of them are stopped, and
 the bytes in the folder are counted: at most the cap and one entry for each living writer.
@@ -93,11 +95,19 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
-def torture(folder: Path, processes: int, operations: int, seconds_between_kills: float) -> Outcome:
-    """Run until every slot has done ``operations``."""
+def torture(
+    folder: Path,
+    processes: int,
+    operations: int,
+    seconds_between_kills: float,
+    most_seconds: float = float("inf"),
+) -> Outcome:
+    """Run until every slot has done ``operations``, or the time is up; goes on where it stopped."""
     outcome, choose = Outcome(), random.Random(0)
+    end = time.monotonic() + most_seconds
     progress = folder.parent / "progress"
-    progress.write_bytes(bytes(8 * processes))
+    if not progress.exists():
+        progress.write_bytes(bytes(8 * processes))
     running: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(slot: int) -> None:
@@ -107,7 +117,7 @@ def torture(folder: Path, processes: int, operations: int, seconds_between_kills
     for slot in range(processes):
         start(slot)
     try:
-        while running:
+        while running and time.monotonic() < end:
             time.sleep(choose.uniform(0.5, 1.5) * seconds_between_kills)
             for slot, worker in list(running.items()):
                 if worker.poll() is not None:
@@ -186,19 +196,32 @@ def main() -> int:
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--operations", type=int, default=100_000, help="of each process")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop then, and check what there is"
+    )
+    parser.add_argument(
+        "--home", type=Path, help="an empty folder, or that of an earlier piece of the same run"
+    )
     parser.add_argument("--flips", type=int, default=10_000, help="single bits of kept files")
     parser.add_argument("--kill-every", type=float, default=1.0, metavar="SECONDS")
     arguments = parser.parse_args()
     if arguments.work:
         folder, slot, operations, seed = arguments.work
         return work(Path(folder), int(slot), int(operations), int(seed))
-    with tempfile.TemporaryDirectory() as home, contextlib.suppress(KeyboardInterrupt):
+    place = tempfile.TemporaryDirectory()
+    with place as temporary, contextlib.suppress(KeyboardInterrupt):
         began = time.monotonic()
+        home = arguments.home or Path(temporary)
+        home.mkdir(parents=True, exist_ok=True)
         outcome = torture(
-            Path(home) / "kept", arguments.processes, arguments.operations, arguments.kill_every
+            home / "kept",
+            arguments.processes,
+            arguments.operations,
+            arguments.kill_every,
+            arguments.seconds,
         )
         print(f"{outcome} in {time.monotonic() - began:.0f} s; cap {CAP}, entry {LARGEST}")
-        flipped = flip_bits(Path(home) / "flipped", arguments.flips)
+        flipped = flip_bits(Path(temporary) / "flipped", arguments.flips)
         print(f"bit flips: {flipped}")
         return 1 if outcome.failures or flipped["returned"] else 0
     return 130
