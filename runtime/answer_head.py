@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from primelens.bundle import Bundle
 from primelens.decoding.loop import decode
 from primelens.decoding.search import Continuation, Search
-from primelens.decoding.session import DecoderSession, capacity_for
+from primelens.decoding.session import DecoderSession, Step, capacity_for
 from primelens.engine import Array, Engine, TensorSpec
 from primelens.errors import PromptError
 from primelens.head import (
@@ -70,6 +70,8 @@ class _Group:
 
 class AnswerHead(TextHead):
     """One head of a bundle whose questions go through an encoder of their own; thread-safe."""
+
+    continuous = False
 
     def __init__(
         self, bundle: Bundle, name: str, engine: Engine, derived: DerivedTensors | None = None
@@ -179,14 +181,45 @@ class AnswerHead(TextHead):
         finally:
             self._give_back(workspace)
 
+    def prefill_logits(
+        self,
+        images: Sequence[EncodedImage],
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        texts: Sequence[Sequence[str]] | None = None,
+    ) -> NDArray[np.float32]:
+        """As `TextHead.prefill_logits`; ``texts`` are the questions."""
+        images, asked = _once(images, asked_of(images, texts, CaptionOptions()), self.spec.tap)
+        questions = [self.question(item.text) for item in asked]
+        share = len(tokens) // len(asked)  # rows per question
+        parts: dict[int, NDArray[np.float32]] = {}
+        with self._pictures(len(images)) as pictures:
+            self._connect(pictures, images)
+            for length, members in self._by_length(questions).items():
+                rows = [member * share + n for member in members for n in range(share)]
+                capacity = capacity_for(tokens.shape[1], self.spec.decoder)
+                workspace = self._take((len(members), len(rows), length), capacity)
+                try:
+                    self._ask(pictures, asked, questions, members, workspace)
+                    workspace.session.reset()
+                    found = workspace.session.run_all(Step(tokens[rows], lengths[rows]))
+                finally:
+                    self._give_back(workspace)
+                parts |= zip(rows, np.split(found, np.cumsum(lengths[rows])[:-1]), strict=True)
+        return np.concatenate([parts[row] for row in range(len(tokens))])
+
+    def _by_length(self, questions: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+        """Filled-up length → places of the questions that have it."""
+        members: dict[int, list[int]] = {}
+        for place, question in enumerate(questions):
+            members.setdefault(self._filled(question), []).append(place)
+        return dict(sorted(members.items()))
+
     def _groups(
         self, asked: Sequence[Asked], questions: Sequence[Sequence[int]], options: CaptionOptions
     ) -> list[_Group]:
-        wanted, members = self.effective(options), dict[int, list[int]]()
-        for place, question in enumerate(questions):
-            members.setdefault(self._filled(question), []).append(place)
-        groups = []
-        for length, places in sorted(members.items()):
+        wanted, groups = self.effective(options), []
+        for length, places in self._by_length(questions).items():
             search, need = self._search(wanted, [asked[place] for place in places], options)
             groups.append(_Group(length, tuple(places), search, need))
         return groups

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from primelens.store.kept import KeptTaps
     from primelens.store.outcome import Miss
 
-__all__ = ["ImageEncoder", "Prepared", "check_batch_size", "name_of", "open_kept_of", "open_tower"]
+__all__ = [
+    "Batch",
+    "ImageEncoder",
+    "Prepared",
+    "check_batch_size",
+    "name_of",
+    "open_kept_of",
+    "open_tower",
+]
 
 
 class Prepared:
@@ -37,6 +45,9 @@ class Prepared:
 
     def __init__(self, source: SourceImage, pixels: Any, seconds: float, miss: Miss | None) -> None:
         self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
+
+
+Batch: TypeAlias = "tuple[list[Prepared | EncodedImage | Failure], list[EncodedImage]]"
 
 
 class ImageEncoder:
@@ -79,9 +90,7 @@ class ImageEncoder:
         pixels = self.preprocessing(source)
         return Prepared(source, pixels, time.perf_counter() - start, miss)
 
-    def batches(
-        self, images: Iterable[ImageSource | EncodedImage], size: int
-    ) -> Iterator[tuple[list[Prepared | EncodedImage | Failure], list[EncodedImage]]]:
+    def batches(self, images: Iterable[ImageSource | EncodedImage], size: int) -> Iterator[Batch]:
         """Per batch: every picture as it was prepared, and the good ones encoded."""
         check_batch_size(size)
         iterator = iter(images)

@@ -120,6 +120,9 @@ class TextHead:
         derived: where the connector's outputs are held for pictures that come again, if anywhere.
     """
 
+    continuous = True
+    """Whether pictures can take each other's places in a running batch (`primelens.continuous`)."""
+
     def __init__(
         self, bundle: Bundle, name: str, engine: Engine, derived: DerivedTensors | None = None
     ) -> None:
@@ -289,6 +292,7 @@ class TextHead:
         images: Sequence[EncodedImage],
         tokens: NDArray[np.int64],
         lengths: NDArray[np.int64],
+        texts: Sequence[Sequence[str]] | None = None,  # noqa: ARG002 - heads with an encoder read it
     ) -> NDArray[np.float32]:
         """``[N, V]`` float32 logits after every token of sequences fed in one call.
 
@@ -297,6 +301,8 @@ class TextHead:
             tokens: ``[R, T]`` ids, start tokens included, padded on the right; row ``r`` belongs to
                 picture ``r // (R / I)``.
             lengths: ``[R]`` how many of a row's tokens count; N is their sum.
+            texts: per picture its questions, where the head reads them apart from ``tokens``; a
+                picture's rows are shared out among them in order.
         """
         rows, width = tokens.shape
         workspace = self._take((len(images), rows), self._room(rows // len(images) * width))
@@ -372,9 +378,7 @@ class TextHead:
         return BoundConnector(tap, self._connector.bind({self.spec.tap: tap}, outputs), outputs)
 
 
-def force(
-    session: Session, prompt: Sequence[int], tokens: Sequence[int]
-) -> NDArray[np.float32]:
+def force(session: Session, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
     """``[N, V]`` logits before each of the N ``tokens``, fed one by one after ``prompt``."""
     session.reset()
     rows = []

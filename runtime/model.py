@@ -12,26 +12,30 @@ for what was opened and at WARNING for what a user ought to know; nothing is log
 from __future__ import annotations
 
 import logging
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from primelens.answer_head import AnswerHead
 from primelens.bundle import Bundle, open_bundle
+from primelens.continuous import write_each
 from primelens.decoding.search import Continuation
 from primelens.domain import DomainDetector
-from primelens.encoder import ImageEncoder, check_batch_size, open_kept_of, open_tower
+from primelens.encoder import Batch, ImageEncoder, check_batch_size, open_kept_of, open_tower
 from primelens.engine import Engine, Graph
 from primelens.engine_onnx import OnnxEngine
 from primelens.errors import InputError
 from primelens.head import Progress, TextHead
 from primelens.manifest import Manifest
 from primelens.options import CacheOptions, CaptionOptions, LoadOptions
+from primelens.prefix_head import PrefixHead
 from primelens.preprocessing import Preprocessing
+from primelens.ranking import RankCalls, heads_in_words
 from primelens.results import Caption, EncodedImage, Failure, Piece
 from primelens.text import TextStream
 
@@ -69,7 +73,7 @@ def load(
     return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin), cache)
 
 
-class Model:
+class Model(RankCalls):
     """A bundle with its graphs; made by `load`.
 
     Args:
@@ -80,10 +84,10 @@ class Model:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, cache: CacheOptions | None = None) -> None:
+        super().__init__()
         self._bundle = bundle
         self._engine = engine
         self._heads: dict[str, TextHead] = {}
-        self._opening = threading.Lock()
         kept = open_kept_of(bundle, cache)
         self._derived = kept.derived if kept else None
         with ThreadPoolExecutor(max_workers=2) as pool:
@@ -136,13 +140,16 @@ class Model:
         wanted = f"{kind} head" if name is None else f"head {name!r} that writes text"
         raise InputError(
             f"The bundle {self.name!r} has no {wanted}.",
-            remedy=f"It has: {_heads_in_words(self.manifest)}.",
+            remedy=f"It has: {heads_in_words(self.manifest)}.",
         )
 
     def _open(self, name: str) -> TextHead:
         with self._opening:
             if name not in self._heads:
-                self._heads[name] = TextHead(self._bundle, name, self._engine, self._derived)
+                spec = self.manifest.writers[name]
+                kind = TextHead if spec.question is None else AnswerHead
+                kind = PrefixHead if spec.decoder.prefix else kind
+                self._heads[name] = kind(self._bundle, name, self._engine, self._derived)
             return self._heads[name]
 
     def encode(self, image: ImageSource) -> EncodedImage:
@@ -211,13 +218,39 @@ class Model:
         Args:
             images: anything that `caption` takes; consumed ``batch_size`` at a time.
             options: how to decode.
-            batch_size: pictures per run of the tower and per decode batch.
+            batch_size: pictures per run of the tower, and pictures that are decoded at a time: one
+                whose caption ends makes room for the next.
         """
         head = self.head("caption", options.head)
-        for prepared, encoded in self._encoder.batches(images, batch_size):
+        batches = self._encoder.batches(images, batch_size)
+        if head.continuous:
+            yield from self._caption_each(head, batches, options)
+            return
+        for prepared, encoded in batches:
             captions = iter(self._write(head, encoded, options) if encoded else [])
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(captions)
+
+    def _caption_each(
+        self, head: TextHead, batches: Iterator[Batch], options: CaptionOptions
+    ) -> Iterator[Caption | Failure]:
+        """Captions by continuous batching, with the failures in their places."""
+        first = next(batches, None)
+        if first is None:
+            return
+        outcomes: deque[Failure | None] = deque()  # None stands for a caption to come
+
+        def encoded() -> Iterator[EncodedImage]:
+            for prepared, images in chain([first], batches):
+                outcomes.extend(item if isinstance(item, Failure) else None for item in prepared)
+                yield from images
+
+        slots = max(len(first[1]), 1)
+        for image, progress in write_each(head, encoded(), options, slots=slots):
+            while (failure := outcomes.popleft()) is not None:
+                yield failure
+            yield self._results([image], progress, head)[0]
+        yield from (failure for failure in outcomes if failure is not None)
 
     def stream(
         self,
@@ -379,10 +412,6 @@ class Model:
         if unsure or (self._domain is not None and self._domain.is_outside(image)):
             return domain.notice or f"outside this model's domain: {domain.description}"
         return None
-
-
-def _heads_in_words(manifest: Manifest) -> str:
-    return ", ".join(f"{name} ({head.kind})" for name, head in manifest.heads.items()) or "none"
 
 
 def _locate(name: str, revision: str | None) -> Path:

@@ -25,6 +25,8 @@ __all__ = ["PrefixHead"]
 class PrefixHead(TextHead):
     """One head of a bundle with ``decoder.prefix``; thread-safe."""
 
+    continuous = False
+
     def _open_decoder(self, bundle: Bundle, engine: Engine) -> Graph:
         try:
             return super()._open_decoder(bundle, engine)

@@ -127,6 +127,20 @@ class DecoderSession:
         self._past[:] = 0
         self._shared = None
 
+    def adopt(self, rows: slice, other: DecoderSession) -> None:
+        """Let these rows go on from what the rows of another session hold."""
+        length = int(other._past.max())
+        self._memory[:, rows, :, :length] = other._memory[:, :, :, :length]
+        self._past[rows] = other._past
+
+    def renew(self, rows: slice) -> None:
+        """Forget the sequences of these rows; the others stay."""
+        self._past[rows] = 0
+        if self._shared is not None:
+            self._shared[rows, :] = 0
+            self._shared[:, rows] = 0
+            np.fill_diagonal(self._shared, _ALL)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """``[R]`` tokens in each row's past (a copy)."""
