@@ -160,9 +160,9 @@ def timed_moves() -> Iterator[list[float]]:
     plain = DecoderSession._reorder
     spent: list[float] = []
 
-    def timed(session: DecoderSession, parents: NDArray[np.int64]) -> None:
+    def timed(self: DecoderSession, parents: NDArray[np.int64]) -> None:
         start = time.perf_counter()
-        plain(session, parents)
+        plain(self, parents)
         spent.append(time.perf_counter() - start)
 
     DecoderSession._reorder = timed  # type: ignore[method-assign]

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from primelens.bench import aa, beams, coldstart, step
 from primelens.bench.bandwidth import measure_limits
@@ -32,11 +31,11 @@ from primelens.errors import DependencyError, OptionError
 
 __all__ = ["main"]
 
-_OWN_PARSERS: Mapping[str, Any] = {
-    "aa": aa,
-    "beams": beams,
-    "coldstart": coldstart,
-    "step": step,
+_OWN_PARSERS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "aa": aa.main,
+    "beams": beams.main,
+    "coldstart": coldstart.main,
+    "step": step.main,
 }
 _PACKAGES = ("matplotlib", "onnx", "pyarrow", "scipy")  # the extra [bench]
 
@@ -55,7 +54,7 @@ def main(
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in _OWN_PARSERS:
-        return _OWN_PARSERS[given[0]].main(given[1:])
+        return _OWN_PARSERS[given[0]](given[1:])
     chosen = _parser(program).parse_args(given or ["run", "default", "--quick"])
     _require_packages()
     verb: Callable[[argparse.Namespace], int] = chosen.verb

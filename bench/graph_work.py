@@ -60,7 +60,7 @@ def _convolution(node: Any, shapes: Shapes) -> int:
     given = {a.name: list(a.ints) for a in node.attribute}
     pads = given.get("pads", [0] * axes)
     strides, dilations = (given.get(name, [1] * axes) for name in ("strides", "dilations"))
-    inside = math.prod(
+    inside: int = math.prod(
         sum(
             0 <= place * strides[axis] - pads[axis] + tap * dilations[axis] < source[axis + 2]
             for place in range(out[axis + 2])

@@ -54,8 +54,8 @@ class RuntimeStepper:
         self.bundle = open_bundle(folder, check="size")
         manifest = self.bundle.manifest
         head = require_caption_head(manifest)
-        if head.connector is None or manifest.tower.graph is None:
-            raise OptionError(f"The bundle {folder} has no tower or no connector.")
+        if manifest.tower.graph is None:
+            raise OptionError(f"The bundle {folder} has no tower.")
         if head.decoder.prefix:
             raise OptionError(
                 f"The decoder of {folder} reads the picture as a prefix of the text; steps by "
@@ -65,18 +65,16 @@ class RuntimeStepper:
         engine = OnnxEngine(threads=threads)
         self.name = f"primelens, {engine.name}, {head.precision}"
         self.spec = head.decoder
-        connector = engine.open(self.bundle.path(head.connector))
-        tower = engine.open(self.bundle.path(manifest.tower.graph))
-        shape = tower.inputs["pixel_values"].shape
-        self.pictures = lambda count: _random_pixels(shape, seed, count)
-        self._see = lambda x: connector.run({head.tap: tower.run({"pixel_values": x})[head.tap]})
+        self._connector = engine.open(self.bundle.path(head.connector))
+        self._tower = engine.open(self.bundle.path(manifest.tower.graph))
+        self._tap, self._seed = head.tap, seed
         self._graph = engine.open(self.bundle.path(self.spec.graph))
         self._capacity = capacity_for(capacity, self.spec)
         self.resize(1, 1)
 
     def resize(self, images: int, beams: int) -> None:
-        self.pixels = self.pictures(images)
-        self.cross = self._see(self.pixels)
+        states = self._tower.run({"pixel_values": self.pictures(images)})[self._tap]
+        self.cross = self._connector.run({self._tap: states})
         self.cross_bytes = [buffer.nbytes for buffer in self.cross.values()]
         self.session = DecoderSession(
             self._graph,
@@ -85,6 +83,10 @@ class RuntimeStepper:
             capacity=self._capacity,
             cross=self.cross,
         )
+
+    def pictures(self, count: int) -> NDArray[np.float32]:
+        """``[count, 3, H, W]`` random pictures, the same at every call."""
+        return _random_pixels(self._tower.inputs["pixel_values"].shape, self._seed, count)
 
     def start(self, tokens: Sequence[int]) -> None:
         self.session.reset()

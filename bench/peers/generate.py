@@ -77,7 +77,7 @@ class GeneratePeer:
     def _load(self, checkpoint: str) -> Any:
         import transformers
 
-        kind = transformers.AutoModelForImageTextToText
+        kind: Any = transformers.AutoModelForImageTextToText
         if transformers.AutoConfig.from_pretrained(checkpoint).model_type in _DUAL_ENCODERS:
             kind = transformers.AutoModel  # no captions, but a tower to encode with
         return kind.from_pretrained(checkpoint, dtype=self._torch.float32).eval()
