@@ -103,15 +103,23 @@ def _gate_checks(name: str, report: GateReport) -> list[Check]:
     if report.failures:
         return [Check(f"head {name}", False, line) for line in report.failures]
     checks = []
-    for key in ("tap", "logits"):
+    for key in ("tap", "logits", "image", "text", "scores"):
         measured = report.measured.get(key, {})
         if "largest_error" in measured:
             detail = f"largest error {measured['largest_error']:.2e}"
             limit = measured.get("limit")
             detail += "" if limit is None else f" (limit {limit:.2e})"
             checks.append(Check(f"head {name}, {key}", True, detail))
+    if "rankings" in report.measured:
+        return [*checks, Check(f"head {name}, order", True, _order(report.measured))]
     count, ties = report.measured["tokens_compared"], report.measured["ties"]
     detail = f"{count} identical, {ties} ties"
     if "top1_agreement" in report.measured.get("logits", {}):
         detail = f"top-1 agreement {report.measured['logits']['top1_agreement']:.4f}"
     return [*checks, Check(f"head {name}, tokens", True, detail)]
+
+
+def _order(measured: Mapping[str, Any]) -> str:
+    if "top1_agreement" in measured:
+        return f"top-1 agreement {measured['top1_agreement']:.4f}"
+    return f"{measured['rankings']} rankings identical, {measured['ties']} ties"

@@ -8,18 +8,19 @@ further. And it decides whether two tokens are a tie that rounding may break eit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primelens.export.checkpoint import Checkpoint
+from primelens.export.questions import PER_PICTURE, questions_for
 from primelens.export.registry import HeadSplit
 from primelens.manifest import Generation
 from primelens.results import EncodedImage
 
-__all__ = ["Answers", "Compared", "ask"]
+__all__ = ["Answers", "Compared", "ask", "pixels_of"]
 
 Array = NDArray[Any]
 
@@ -65,6 +66,9 @@ class Answers:
         inputs: ``[K, T]`` start tokens and `forced` without its last token.
         logits: ``[K, T, V]`` after each of `inputs`.
         natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
+        questions: N of them, `per_picture` about every picture, in the pictures' order; everything
+            above that says K is then N, but for `pictures`, `pixels` and `tap`. Empty where the
+            head takes none.
         encoded: where the source was fed with what the bundle's own tower says, the pictures as the
             bundle encodes them; the gate then begins at the seam.
     """
@@ -81,7 +85,18 @@ class Answers:
     inputs: NDArray[np.int64]
     logits: Compared
     natural_logits: Sequence[Array]
+    questions: Sequence[str] = ()
     encoded: Sequence[EncodedImage] | None = None
+
+    @property
+    def per_picture(self) -> int:
+        """How many texts there are about every picture."""
+        return max(1, len(self.questions) // len(self.pictures))
+
+    @property
+    def compared(self) -> dict[str, Compared]:
+        """What a replay of the golden outputs compares, under the names of its tolerances."""
+        return {"tap": self.tap, "logits": self.logits}
 
 
 def ask(
@@ -95,19 +110,27 @@ def ask(
         pictures: what to show.
         steps: length of the forced continuations; shortened where positions run out.
     """
-    reference, generation = head.reference, head.generation
+    first, generation = head.reference, head.generation
+    reference: Any = head.reference
+    questions = questions_for(checkpoint.tokenizer, head, len(pictures))
     start = list(generation.start_tokens)
     steps = min(steps, head.plan.max_positions - len(start))
-    pixels = np.concatenate([_pixels(checkpoint.processor, picture) for picture in pictures])
+    pixels = np.concatenate([pixels_of(checkpoint.processor, picture) for picture in pictures])
     forced_length = {"max_new_tokens": steps, "min_new_tokens": steps}
-    forced = reference.generate(pixels, forced_length, plain=True)
-    alone = reference.generate(pixels[:1], forced_length, plain=True)[0]
+    shown = pixels
+    if questions:
+        ids = [checkpoint.tokenizer(question)["input_ids"] for question in questions]
+        reference, first = reference.asking(ids), reference.asking(ids[:1])
+        shown = np.repeat(pixels, PER_PICTURE, axis=0)
+    forced = reference.generate(shown, forced_length, plain=True)
+    alone = first.generate(pixels[:1], forced_length, plain=True)[0]
     longest = min(generation.max_new_tokens, head.plan.max_positions - len(start))
-    natural = reference.generate(pixels, {"max_new_tokens": longest}, plain=True)
+    natural = reference.generate(shown, {"max_new_tokens": longest}, plain=True)
     default = None
     if generation.settings and not generation.settings.get("do_sample"):
-        default = reference.generate(pixels, {"max_new_tokens": longest}, plain=False)
+        default = reference.generate(shown, {"max_new_tokens": longest}, plain=False)
     inputs = np.array([start + tokens[:-1] for tokens in forced], np.int64)
+    head = replace(head, reference=reference)
     tap, logits = _forward(head, pixels, inputs)
     natural_logits = _natural_logits(head, tap, natural)
     with reference.widen():
@@ -126,13 +149,19 @@ def ask(
         inputs=inputs,
         logits=Compared(logits, logits_double),
         natural_logits=natural_logits,
+        questions=questions,
     )
 
 
 def _forward(head: HeadSplit, pixels: Array, inputs: Array) -> tuple[Array, Array]:
     """The tap, and the logits after each of the inputs."""
     tap = head.reference.taps(pixels)[head.tap]
-    return tap, head.reference.logits(tap, inputs)
+    return tap, head.reference.logits(_per_text(tap, len(inputs)), inputs)
+
+
+def _per_text(tap: Array, texts: int) -> Array:
+    """A row of the tap for every text."""
+    return np.repeat(tap, texts // len(tap), axis=0)
 
 
 def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]]) -> list[Array]:
@@ -142,12 +171,12 @@ def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]
     for row, tokens in enumerate(natural):
         fed = start + list(tokens[:-1])
         inputs[row, : len(fed)] = fed
-    logits = head.reference.logits(tap, inputs)
+    logits = head.reference.logits(_per_text(tap, len(inputs)), inputs)
     first = len(start) - 1
     return [logits[row, first : first + len(tokens)] for row, tokens in enumerate(natural)]
 
 
-def _pixels(processor: Any, picture: NDArray[np.uint8]) -> Array:
+def pixels_of(processor: Any, picture: NDArray[np.uint8]) -> Array:
     """``[1, 3, H, W]`` by the source's image processor."""
     from PIL import Image
 

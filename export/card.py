@@ -32,7 +32,7 @@ def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
         "```python",
         "import primelens",
         "",
-        'print(primelens.load("this-folder").caption("photo.jpg").text)',
+        _example(manifest),
         "```",
         "",
         *_parity_lines(manifest.parity),
@@ -40,6 +40,16 @@ def bundle_card(manifest: Manifest, notes: Sequence[str]) -> str:
     if notes:
         lines += ["", _NOTES, "", *(f"* {note}" for note in notes)]
     return "\n".join(lines) + "\n"
+
+
+def _example(manifest: Manifest) -> str:
+    kinds = {head.kind for head in manifest.heads.values()}
+    load = 'primelens.load("this-folder")'
+    if "caption" in kinds or not kinds:
+        return f'print({load}.caption("photo.jpg").text)'
+    if "rank" in kinds:
+        return f'print({load}.rank("photo.jpg", ["a cat", "a dog"]).best.label)'
+    return f'print({load}.answer("photo.jpg", "what is it?").text)'
 
 
 def notes_of(card: str) -> list[str]:
@@ -78,10 +88,24 @@ def _parity_lines(parity: Any) -> list[str]:
 
 
 def _head_result(head: Any) -> str:
+    if "rankings" in head:
+        return _ranking_result(head)
     parts = [f"{head.get('tokens_compared', 0)} tokens identical, {head.get('ties', 0)} ties"]
     for key in ("tap", "logits"):
         if "largest_error" in head.get(key, {}):
             parts.append(f"largest {key} error {head[key]['largest_error']:.2e}")
     if "top1_agreement" in head.get("logits", {}):
         parts[0] = f"top-1 agreement {head['logits']['top1_agreement']:.4f}"
+    return "; ".join(parts)
+
+
+def _ranking_result(head: Any) -> str:
+    parts = [f"{head['rankings']} rankings identical, {head['ties']} ties"]
+    if "top1_agreement" in head:
+        parts[0] = f"top-1 agreement {head['top1_agreement']:.4f}"
+    parts += [
+        f"largest {key} error {head[key]['largest_error']:.2e}"
+        for key in ("tap", "image", "text", "scores")
+        if "largest_error" in head.get(key, {})
+    ]
     return "; ".join(parts)

@@ -239,7 +239,8 @@ def _load(family: ModelFamily, folder: Path, notes: list[str]) -> tuple[Any, tup
             remedy="Check that the weights belong to this config.json.",
         ) from error
     missing = sorted(report.get("missing_keys", ()))
-    lacking = tuple(name for name in missing if not _UNUSED_WEIGHTS.search(name))
+    unused = getattr(family, "unused_weights", _UNUSED_WEIGHTS)
+    lacking = tuple(name for name in missing if not unused.search(name))
     problems = [f"{item}: wrong shape" for item in report.get("mismatched_keys", ())]
     if problems:
         raise CheckpointError(

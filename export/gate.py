@@ -31,7 +31,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primelens.decoding.options import DecodingOptions
-from primelens.decoding.session import capacity_for
 from primelens.engine import Graph
 from primelens.engine_onnx import OnnxEngine
 from primelens.export.answers import Answers, Compared
@@ -40,7 +39,7 @@ from primelens.model import Model, load
 from primelens.options import CaptionOptions, LoadOptions
 from primelens.results import Caption, EncodedImage
 
-__all__ = ["NOISE_FACTOR", "GateReport", "run_gate"]
+__all__ = ["NOISE_FACTOR", "GateReport", "RecordingEngine", "limit_of", "run_gate", "worst"]
 
 Array = NDArray[Any]
 
@@ -58,15 +57,17 @@ class GateReport:
         encoded: the pictures as the bundle encodes them.
         natural: of a quantised bundle, each picture's default continuation and the ``[n, V]``
             logits before each of its tokens.
+        found: of a rank head, what the bundle said: "image", "text" and "scores".
     """
 
     failures: list[str] = field(default_factory=list)
     measured: dict[str, Any] = field(default_factory=dict)
     encoded: list[EncodedImage] = field(default_factory=list)
     natural: list[tuple[list[int], Array]] = field(default_factory=list)
+    found: dict[str, Array] = field(default_factory=dict)
 
 
-class _RecordingEngine(OnnxEngine):
+class RecordingEngine(OnnxEngine):
     """Remembers the graphs it opened, by file name, so that the gate can question them directly."""
 
     def __init__(self, threads: int | None) -> None:
@@ -88,7 +89,7 @@ def run_gate(folder: Path, head: str, answers: Answers, options: GateOptions) ->
         answers: of the source model to the same head.
         options: threads of the engine, and the least agreement of a quantised bundle.
     """
-    engine = _RecordingEngine(options.threads)
+    engine = RecordingEngine(options.threads)
     model = load(folder, options=LoadOptions(threads=options.threads, check="size"), engine=engine)
     gate = _Gate(model, engine.graphs, head, answers)
     gate.agreement = options.agreement
@@ -135,7 +136,7 @@ class _Gate:
             if found.shape != wanted.shape:
                 failures.append(f"picture {k}, pixels: shape {found.shape}, source {wanted.shape}")
             elif not np.array_equal(found, wanted):
-                failures.append(f"picture {k}, pixels: {_worst(found, wanted)}; they must be equal")
+                failures.append(f"picture {k}, pixels: {worst(found, wanted)}; they must be equal")
         self._report.measured["pixels"] = {
             "pictures": len(self._answers.pictures),
             "equal": not failures,
@@ -152,7 +153,7 @@ class _Gate:
         batch = self._graphs[graph].run({"pixel_values": self._answers.pixels})[self._head.tap]
         moved = np.abs(batch - found).reshape(len(found), -1).max(axis=1)
         self._report.measured["tap"]["largest_change_by_batch"] = float(moved.max())
-        for k in np.flatnonzero(~(moved <= _limit(wanted))):
+        for k in np.flatnonzero(~(moved <= limit_of(wanted))):
             failures.append(f"picture {k}: its tap moves by {moved[k]:.3g} in a batch")
         return failures
 
@@ -162,34 +163,47 @@ class _Gate:
         lengths = np.repeat(np.full(count, width), 2)
         lengths[1::2] = np.maximum(1, width - 1 - np.arange(count) % max(width - 1, 1))
         rows = np.repeat(inputs, 2, axis=0)
-        flat = np.concatenate([r * width + np.arange(n) for r, n in enumerate(lengths)])
-        found = self._run_prefill(rows, lengths, flat)
+        found = self._run_prefill(rows, lengths)
         owner = np.repeat(np.arange(2 * count), lengths)
         step = np.concatenate([np.arange(n) for n in lengths])
         wanted = Compared(*(values[owner // 2, step] for values in _both(self._answers.logits)))
-        names = [f"picture {k // 2}, step {s}" for k, s in zip(owner, step, strict=True)]
+        names = [f"{self._label(k // 2)}, step {s}" for k, s in zip(owner, step, strict=True)]
         if self._exact:
             return self._close("logits", found, wanted, "logits", names)
         return self._agreement(found, wanted, names)
 
-    def _run_prefill(self, rows: Array, lengths: Array, flat: Array) -> Array:
-        spec = self._head.decoder
-        taps = np.stack([image.taps[self._head.tap] for image in self._report.encoded])
-        cross = self._graphs[self._head.connector].run({self._head.tap: taps})
-        count, width = rows.shape
-        shape = (count, spec.kv_heads, capacity_for(width, spec), spec.head_dim)
-        feeds: dict[str, Array] = {
-            "input_ids": np.ascontiguousarray(rows, np.int64),
-            "position_ids": np.tile(np.arange(width, dtype=np.int64), (count, 1)),
-            "seqlens_k": (lengths - 1).astype(np.int32),
-            "total_sequence_length": np.array(width, np.int32),
-            "logits_rows": flat.astype(np.int64),
-            **cross,
-        }
-        for layer in range(spec.layers):
-            for kind in ("key", "value"):
-                feeds[f"past_{kind}.{layer}"] = np.zeros(shape, np.float32)
-        return self._graphs[spec.graph].run(feeds)["logits"]
+    def _run_prefill(self, rows: Array, lengths: Array) -> Array:
+        """Logits after every token of the rows, by the runtime's own session."""
+        head = self._model.head(name=self._name)
+        tokens, encoded = np.ascontiguousarray(rows, np.int64), self._report.encoded
+        per = self._answers.per_picture
+        asked = self._answers.questions
+        texts = [asked[k * per : (k + 1) * per] for k in range(len(encoded))] if asked else None
+        return head.prefill_logits(encoded, tokens, lengths.astype(np.int64), texts)
+
+    def _label(self, row: int) -> str:
+        """What a row of the answers is called."""
+        per = self._answers.per_picture
+        if not self._answers.questions:
+            return f"picture {row}"
+        return f"question {row} (picture {row // per}, {self._answers.questions[row]!r})"
+
+    def _written(self, options: CaptionOptions) -> list[Caption]:
+        """What the bundle writes about all pictures, or all questions, in one batch."""
+        asked, encoded = self._answers.questions, self._report.encoded
+        if not asked:
+            return self._model.caption(encoded, options)
+        per = self._answers.per_picture
+        pairs = [(encoded[row // per], question) for row, question in enumerate(asked)]
+        written = list(self._model.answer_batch(pairs, options, batch_size=len(pairs)))
+        return [item for item in written if isinstance(item, Caption)]  # no picture has to be read
+
+    def _first(self, options: CaptionOptions) -> Caption:
+        """The first of them by itself."""
+        asked, image = self._answers.questions, self._report.encoded[0]
+        if not asked:
+            return self._model.caption(image, options)
+        return self._model.answer(image, asked[0], options)
 
     def _steps(self) -> list[str]:
         answers = self._answers
@@ -197,13 +211,12 @@ class _Gate:
         options = CaptionOptions(
             max_new_tokens=steps, min_new_tokens=steps, head=self._name, decoding=self._plain
         )
-        batch = self._model.caption(self._report.encoded, options)
-        alone = self._model.caption(self._report.encoded[0], options)
+        batch, alone = self._written(options), self._first(options)
         if self._exact:
             failures = []
             for k, (caption, wanted) in enumerate(zip(batch, answers.forced, strict=True)):
-                failures += self._same_tokens(f"picture {k}", caption, wanted, forced=True)
-            name = "picture 0 by itself"
+                failures += self._same_tokens(self._label(k), caption, wanted, forced=True)
+            name = f"{self._label(0)} by itself"
             return failures + self._same_tokens(name, alone, answers.alone, forced=True)
         equal = sum(
             a == b
@@ -217,26 +230,26 @@ class _Gate:
 
     def _natural(self) -> list[str]:
         answers, failures = self._answers, []
-        captions = self._model.caption(
-            self._report.encoded, CaptionOptions(head=self._name, decoding=self._plain)
-        )
+        captions = self._written(CaptionOptions(head=self._name, decoding=self._plain))
         if not self._exact:
             equal = [
                 list(c.tokens) == list(t) for c, t in zip(captions, answers.natural, strict=True)
             ]
             self._report.measured["natural_texts_equal"] = sum(equal) / len(equal)
             head = self._model.head(name=self._name)
-            for image, caption in zip(self._report.encoded, captions, strict=True):
+            for row, caption in enumerate(captions):
+                image = self._report.encoded[row // answers.per_picture]
                 tokens = list(caption.tokens)
-                self._report.natural.append((tokens, head.forced_logits(image, tokens)))
+                logits = head.forced_logits(image, tokens, caption.question)
+                self._report.natural.append((tokens, logits))
             return []
         for k, (caption, wanted) in enumerate(zip(captions, answers.natural, strict=True)):
-            found = self._same_tokens(f"picture {k}, default decoding", caption, wanted)
+            found = self._same_tokens(f"{self._label(k)}, default decoding", caption, wanted)
             failures += found
             same = list(caption.tokens) == list(wanted)
             if same and caption.text != answers.texts[k]:
                 failures.append(
-                    f"picture {k}: text {caption.text!r}, the source says {answers.texts[k]!r}"
+                    f"{self._label(k)}: text {caption.text!r}, the source says {answers.texts[k]!r}"
                 )
         return failures + self._by_default()
 
@@ -244,12 +257,12 @@ class _Gate:
         """Beams, penalties and whatever else the checkpoint's generation_config asks for."""
         if self._answers.default is None:
             return []
-        captions = self._model.caption(self._report.encoded, CaptionOptions(head=self._name))
+        captions = self._written(CaptionOptions(head=self._name))
         pairs = list(zip(captions, self._answers.default, strict=True))
         settings = dict(self._head.generation.settings)
         self._report.measured["default_settings"] = {"settings": settings, "pictures": len(pairs)}
         return [
-            f"picture {k}, decoding by {settings}: the source says {list(wanted)}, the bundle "
+            f"{self._label(k)}, decoding by {settings}: the source says {list(wanted)}, the bundle "
             f"{list(caption.tokens)}"
             for k, (caption, wanted) in enumerate(pairs)
             if list(caption.tokens) != list(wanted)
@@ -266,7 +279,7 @@ class _Gate:
         names: Sequence[str] | None = None,
     ) -> list[str]:
         """Within the bound, row by row; one line for each of the first rows that are not."""
-        limit = _limit(wanted)
+        limit = limit_of(wanted)
         if found.shape != wanted.double.shape:
             return [f"{what}: shape {found.shape}, the source's is {wanted.double.shape}"]
         distance = np.abs(found - wanted.double)
@@ -286,8 +299,8 @@ class _Gate:
         for row in range(len(found)):
             if not distance[row].max() <= limit:  # also true for NaN
                 name = f"picture {row}" if names is None else names[row]
-                worst = _worst(found[row], wanted.double[row])
-                failures.append(f"{what}, {name}: {worst}; limit {limit:.3g}")
+                off = worst(found[row], wanted.double[row])
+                failures.append(f"{what}, {name}: {off}; limit {limit:.3g}")
         return failures[:8]
 
     def _agreement(self, found: Array, wanted: Compared, names: Sequence[str]) -> list[str]:
@@ -324,7 +337,7 @@ class _Gate:
         if forced and a is not None and b is not None:
             exact = self._answers.logits.double[row, self._offset + step]
             margin = float(exact[a] - exact[b])
-            if abs(margin) <= _limit(self._answers.logits):
+            if abs(margin) <= limit_of(self._answers.logits):
                 self._ties += 1
                 self._compared_tokens += step
                 return []
@@ -343,7 +356,7 @@ class _Gate:
         if self._offset + step >= self._answers.logits.double.shape[1]:
             return False
         exact = self._answers.logits.double[row, self._offset + step]
-        return abs(float(exact[a] - exact[b])) <= _limit(self._answers.logits)
+        return abs(float(exact[a] - exact[b])) <= limit_of(self._answers.logits)
 
     def _show(self, token: int | None) -> str:
         if token is None:
@@ -361,7 +374,7 @@ class _Gate:
         start = list(self._head.generation.start_tokens)
         rows = np.array([start + list(c.tokens[:-1]) for c in batch], np.int64)
         count, width = rows.shape
-        logits = self._run_prefill(rows, np.full(count, width), np.arange(count * width))
+        logits = self._run_prefill(rows, np.full(count, width))
         logits[:, list(self._head.generation.eos_tokens)] = -np.inf
         logits = logits.reshape(count, width, -1)[:, self._offset :]
         failures = []
@@ -371,7 +384,7 @@ class _Gate:
             self._ties += int(((margins > 0) & (margins <= bound)).sum())
             for step in np.flatnonzero(~(margins <= bound))[:1]:
                 line = f"steps and prefill disagree by {margins[step]:.3g}; limit {bound:.3g}"
-                failures.append(f"picture {k}, step {step}: {line}")
+                failures.append(f"{self._label(k)}, step {step}: {line}")
         step = _first_difference(batch[0].tokens, alone.tokens)
         if step is not None:
             pair = [batch[0].tokens[step], alone.tokens[step]]
@@ -379,12 +392,13 @@ class _Gate:
             self._ties += 1
             if not margin <= bound:
                 failures.append(
-                    f"picture 0, step {step}: the batch moves its logits by {margin:.3g}"
+                    f"{self._label(0)}, step {step}: the batch moves its logits by {margin:.3g}"
                 )
         return failures
 
 
-def _limit(wanted: Compared) -> float:
+def limit_of(wanted: Compared) -> float:
+    """How far a value may be from the float64 source's."""
     return max(NOISE_FACTOR * wanted.noise, _FLOOR * wanted.spread)
 
 
@@ -399,7 +413,7 @@ def _first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def _worst(found: Array, wanted: Array) -> str:
+def worst(found: Array, wanted: Array) -> str:
     """Where two arrays differ most, and how far."""
     distance = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
     distance[~np.isfinite(distance)] = np.inf

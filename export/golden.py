@@ -7,6 +7,7 @@ them.
 ======================= ==================================================================
 image.k                 uint8 [h, w, 3]
 tap.<name>.k            float32
+question.<head>.k       uint8, UTF-8, of heads that answer
 tokens.<head>.k         int64, greedy decoding with default settings
 logits.<head>.k         float32 [n, 16], the largest logits before each token, teacher-forced
 logits_ids.<head>.k     int64 [n, 16], the token ids they belong to
@@ -27,7 +28,7 @@ from primelens.export.answers import Answers
 from primelens.export.gate import GateReport
 from primelens.export.registry import HeadSplit
 
-__all__ = ["COUNT", "TOP", "golden_arrays", "golden_parity"]
+__all__ = ["COUNT", "TOP", "golden_arrays", "golden_parity", "tolerances"]
 
 COUNT = 4
 TOP = 16
@@ -50,14 +51,18 @@ def golden_arrays(
     arrays: dict[str, Array] = {}
     for k in range(min(COUNT, len(answers.pictures))):
         arrays[f"image.{k}"] = np.ascontiguousarray(answers.pictures[k])
-        tokens = list(answers.natural[k])
+        row = k * answers.per_picture + k % answers.per_picture
+        if answers.questions:
+            text = answers.questions[row].encode("utf-8")
+            arrays[f"question.{name}.{k}"] = np.frombuffer(text, np.uint8).copy()
+        tokens = list(answers.natural[row])
         if report is None:
             tap = answers.tap.single[k]
-            logits = answers.natural_logits[k]
+            logits = answers.natural_logits[row]
         else:
             arrays[f"source_tokens.{name}.{k}"] = np.array(tokens, np.int64)
             tap = report.encoded[k].taps[head.tap]
-            tokens, logits = report.natural[k]
+            tokens, logits = report.natural[row]
         ids = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
         arrays[f"tap.{head.tap}.{k}"] = np.ascontiguousarray(tap, np.float32)
         arrays[f"tokens.{name}.{k}"] = np.array(tokens, np.int64)
@@ -66,21 +71,29 @@ def golden_arrays(
     return arrays
 
 
-def golden_parity(answers: Answers, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Digests of the preprocessed pictures, and how close a replay has to come."""
-    count = min(COUNT, len(answers.pictures))
-    pixels = [np.ascontiguousarray(answers.pixels[k], "<f4").tobytes() for k in range(count)]
-    tolerances = {
-        key: max(
+def tolerances(answers: Any, measured: Mapping[str, Any]) -> dict[str, float]:
+    """``<what>_tolerance`` → how close a replay of one head has to come."""
+    return {
+        f"{key}_tolerance": max(
             _MARGIN * max(source.noise, _float32_error(measured, key)),
             _rounded_activations(measured, key),
         )
-        for key, source in (("tap", answers.tap), ("logits", answers.logits))
+        for key, source in answers.compared.items()
     }
+
+
+def golden_parity(answers: Any, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Digests of the preprocessed pictures, and how close a replay has to come.
+
+    Args:
+        answers: of the source to one head, of whatever kind.
+        measured: what the gate measured of that head.
+    """
+    count = min(COUNT, len(answers.pictures))
+    pixels = [np.ascontiguousarray(answers.pixels[k], "<f4").tobytes() for k in range(count)]
     return {
         "pixels_sha256": [hashlib.sha256(data).hexdigest() for data in pixels],
-        "tap_tolerance": tolerances["tap"],
-        "logits_tolerance": tolerances["logits"],
+        **tolerances(answers, measured),
         "rule": f"{_MARGIN:g} x the larger of the source's own float32 rounding error and, for "
         "float32 bundles, the error that the gate measured; at quantised logits at least the rms "
         "of the quantisation error, because another processor's last bit may round an activation "

@@ -21,13 +21,13 @@ from primelens.export.bundle_writer import write_draft, write_manifest
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.draft import Draft, draft_bundle
 from primelens.export.gate import NOISE_FACTOR, GateReport
-from primelens.export.golden import golden_parity
+from primelens.export.golden import golden_parity, tolerances
 from primelens.export.golden_file import GOLDEN, write_golden
 from primelens.export.kinds import kind_of
 from primelens.export.options import ExportOptions, ExportReport, GateOptions
 from primelens.export.pictures import random_pictures
 from primelens.export.quiet import quiet_transformers
-from primelens.export.registry import ModelSplit
+from primelens.export.registry import ModelSplit, called
 from primelens.hub import resolve
 from primelens.images import read_image
 from primelens.manifest import HeadSpec, RankHeadSpec
@@ -68,7 +68,7 @@ def export_checkpoint(
     with clock.stage("load"):
         folder = resolve(str(checkpoint), revision=options.revision, kind="checkpoint")
         source = open_checkpoint(folder, name=_name(checkpoint), revision=options.revision)
-        split = source.family.split(source.model)
+        split = called(source.family.split(source.model), options.head_kind)
     with clock.stage("build"):
         draft = draft_bundle(source, split, options)
     for note in draft.notes:
@@ -174,7 +174,14 @@ def _parity(
         "heads": {name: report.measured for name, report in reports.items()},
         "failures": [f"head {n}, {line}" for n, r in reports.items() for line in r.failures],
         "not_measured": not_measured,
-        "golden": golden_parity(answers[first], reports[first].measured),
+        "golden": {
+            **golden_parity(answers[first], reports[first].measured),
+            "heads": {n: tolerances(answers[n], r.measured) for n, r in reports.items()},
+            "taps": {
+                draft.heads[n].tap: tolerances(answers[n], r.measured)["tap_tolerance"]
+                for n, r in reports.items()
+            },
+        },
     }
 
 

@@ -240,6 +240,9 @@ INT8 = Recipe(
     (
         ("*.decoder", quantise_decoder),
         ("*.connector", store_in_int8),
+        ("*.question", store_in_int8),
+        ("*.image", store_in_int8),
+        ("*.text", store_in_int8),
         ("tower", store_in_int8),
     ),
 )

@@ -38,7 +38,15 @@ if TYPE_CHECKING:
     )
     from primelens.model import Model, load
     from primelens.options import CacheOptions, CaptionOptions, LoadOptions
-    from primelens.results import Caption, EncodedImage, Failure, Piece, Timings
+    from primelens.results import (
+        Caption,
+        EncodedImage,
+        Failure,
+        Piece,
+        RankedLabel,
+        Ranking,
+        Timings,
+    )
 
 __version__ = "0.1.0"
 
@@ -65,6 +73,8 @@ __all__ = [
     "Piece",
     "PrimelensError",
     "PromptError",
+    "RankedLabel",
+    "Ranking",
     "StoreError",
     "Timings",
     "UnsupportedError",
@@ -83,6 +93,8 @@ _HOMES = {
     "EncodedImage": "results",
     "Failure": "results",
     "Piece": "results",
+    "RankedLabel": "results",
+    "Ranking": "results",
     "Timings": "results",
 }
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from primelens.errors import PrimelensError
 
-__all__ = ["Caption", "EncodedImage", "Failure", "Piece", "Timings"]
+__all__ = ["Caption", "EncodedImage", "Failure", "Piece", "RankedLabel", "Ranking", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class EncodedImage:
             where nothing is kept.
         cache_reason: why it was a miss, in words.
         entries: tap name → key of the kept entry; empty where nothing is kept.
+        timestamps: of a video, its frames' presentation times in seconds; the taps have the frames
+            as a first axis then. Empty for a picture.
     """
 
     taps: Mapping[str, NDArray[np.float32]]
@@ -70,6 +72,7 @@ class EncodedImage:
     cache: Literal["off", "hit", "miss"] = "off"
     cache_reason: str | None = None
     entries: Mapping[str, str] = field(default_factory=dict)
+    timestamps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for array in self.taps.values():
@@ -104,6 +107,7 @@ class Caption:
             asked for several: of a beam search by falling score, of sampling as they were drawn.
             There are fewer where the options allow of fewer.
         question: the question that this is the answer to.
+        timestamps: of a video, the presentation times in seconds of the frames that were read.
     """
 
     text: str
@@ -119,11 +123,54 @@ class Caption:
     alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
     others: tuple[Caption, ...] = ()
     question: str | None = None
+    timestamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RankedLabel:
+    """One label of a `Ranking`.
+
+    Attributes:
+        label: as it was given.
+        score: of the model: scale · cosine + bias.
+        probability: of the label among all labels (softmax), or by itself (sigmoid).
+        index: its place among the labels that were given.
+    """
+
+    label: str
+    score: float
+    probability: float
+    index: int
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a picture shows, by the labels that were given.
+
+    Attributes:
+        labels: by falling score; equal scores in the order they were given.
+        scoring: whether the probabilities sum to 1 ("softmax") or each stands alone ("sigmoid").
+        timings: where the time went; ``connector`` is the image's projection and the scores,
+            ``prefill`` the text tower over all labels of the call.
+        image: what the picture was called.
+        cache: whether its embedding was kept, as in `EncodedImage`.
+    """
+
+    labels: tuple[RankedLabel, ...]
+    scoring: Literal["softmax", "sigmoid"]
+    timings: Timings
+    image: str
+    cache: Literal["off", "hit", "miss"] = "off"
+
+    @property
+    def best(self) -> RankedLabel:
+        """The label with the highest score."""
+        return self.labels[0]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture of a batch that could not be captioned; its neighbours were."""
+    """A picture of a batch that could not be captioned, answered or ranked; its neighbours were."""
 
     image: str
     error: PrimelensError

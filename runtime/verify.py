@@ -10,6 +10,7 @@ measured.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,8 +126,11 @@ def _replay(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> li
     for name in model.manifest.writers:
         key = f"tokens.{name}.{number}"
         if key in golden:
-            checks.append(_tokens(model, encoded, name, golden[key], number))
+            checks.append(_tokens(model, encoded, golden, name, number))
             checks.append(_logits(model, encoded, golden, name, number))
+    for name in model.manifest.rankers:
+        if f"scores.{name}.{number}" in golden:
+            checks += _scores(model, encoded, golden, name, number)
     return checks
 
 
@@ -151,14 +155,26 @@ def _close(name: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: floa
     )
 
 
+def _question(golden: Mapping[str, NDArray[Any]], head: str, number: int) -> str | None:
+    """The question that a golden answer is for."""
+    found = golden.get(f"question.{head}.{number}")
+    return None if found is None else found.tobytes().decode("utf-8")
+
+
 def _tokens(
-    model: Model, image: EncodedImage, head: str, wanted: NDArray[Any], number: int
+    model: Model, image: EncodedImage, golden: Mapping[str, NDArray[Any]], head: str, number: int
 ) -> Check:
+    wanted = golden[f"tokens.{head}.{number}"]
     name = f"picture {number}, {head} tokens"
     # The golden tokens are greedy, whatever the checkpoint's generation_config asks for.
     settings = model.head(name=head).spec.generation.settings
     plain = DecodingOptions(ignore=tuple(settings))
-    options = CaptionOptions(max_new_tokens=len(wanted), head=head, decoding=plain)
+    options = CaptionOptions(
+        max_new_tokens=len(wanted),
+        prompt=_question(golden, head, number),
+        head=head,
+        decoding=plain,
+    )
     found = model.caption(image, options).tokens
     if list(found) == wanted.tolist():
         return Check(name, True, f"{len(found)} identical")
@@ -175,8 +191,30 @@ def _logits(
     values = golden[f"logits.{head}.{number}"]
     ids = golden[f"logits_ids.{head}.{number}"]
     tokens = golden[f"tokens.{head}.{number}"]
-    found = model.head(name=head).forced_logits(image, tokens.tolist())
+    text = _question(golden, head, number)
+    found = model.head(name=head).forced_logits(image, tokens.tolist(), text)
     parity = model.manifest.parity["golden"]
     limit = parity.get("heads", {}).get(head, parity).get("logits_tolerance")
     name = f"picture {number}, {head} logits"
     return _close(name, np.take_along_axis(found, ids, axis=1), values, limit)
+
+
+def _scores(
+    model: Model, image: EncodedImage, golden: Mapping[str, NDArray[Any]], head: str, number: int
+) -> list[Check]:
+    """Embeddings of the picture and of the golden texts, and their scores."""
+    parity = model.manifest.parity["golden"]
+    limits = parity.get("heads", {}).get(head, parity)
+    texts = json.loads(golden[f"texts.{head}"].tobytes().decode("utf-8"))
+    ranker = model.rank_head(head)
+    embeds, embed = ranker.embed_text(texts), ranker.embed_image(image)
+    scores = ranker.scores(embed, embeds)
+    compared = {
+        "image": (embed, golden[f"image_embeds.{head}.{number}"]),
+        "text": (embeds, golden[f"text_embeds.{head}"]),
+        "scores": (scores, golden[f"scores.{head}.{number}"]),
+    }
+    return [
+        _close(f"picture {number}, {head} {what}", found, wanted, limits[f"{what}_tolerance"])
+        for what, (found, wanted) in compared.items()
+    ]
