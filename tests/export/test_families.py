@@ -10,18 +10,16 @@ import pytest
 import torch
 from transformers import (
     BertConfig,
-    DeiTConfig,
     GPT2Config,
     ResNetConfig,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
     ViTConfig,
 )
 
 from primelens.export import ExportOptions, GateOptions, export_checkpoint, supported
 from primelens.export.checkpoint import open_checkpoint
-from primelens.export.reference_works import randomise, write_companions
+from primelens.export.companions import write_companions
 from primelens.export.registry import register_tower, tower_family
+from primelens.export.works.vision_encoder_decoder import vision_encoder_decoder
 from primelens.identity import tower_identity
 from primelens.towers import FeatureMapTowerConfig
 
@@ -64,13 +62,12 @@ def feature_map(**fields: Any) -> FeatureMapTowerConfig:
     return FeatureMapTowerConfig(backbone_config=backbone, grid_size=(4, 4), **fields)
 
 
+# What the small reference works, each of which meets the mutation table, leave out.
 CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "vit, other activation and patches": lambda: (
         ViTConfig(**{**VIT, "hidden_act": "gelu_pytorch_tanh", "qkv_bias": False}),
         GPT2Config(**GPT2),
     ),
-    "deit with projection": lambda: (DeiTConfig(**VIT), BertConfig(**BERT)),
-    "feature map": lambda: (feature_map(), GPT2Config(**GPT2, tie_word_embeddings=False)),
     "feature map, folded": lambda: (
         feature_map(folded=True, position_embedding=False),
         GPT2Config(**{**GPT2, "activation_function": "relu", "n_inner": 40}),
@@ -91,17 +88,7 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 
 def write(folder: Path, encoder: Any, decoder: Any, seed: int = 3) -> Path:
-    torch.manual_seed(seed)
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id = 0
-    model = VisionEncoderDecoderModel(config).eval()
-    model.generation_config.decoder_start_token_id = 0
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 2
-    randomise(model, seed)
-    for name, buffer in model.named_buffers():
-        if "running" in name:  # statistics that a fresh batch normalisation leaves at 0 and 1
-            buffer.copy_(torch.rand_like(buffer) + 0.5)
-    model.save_pretrained(folder)
+    vision_encoder_decoder(encoder, decoder, seed).save_pretrained(folder)
     write_companions(folder, vocab_size=320, size=SIZE)
     return folder
 
