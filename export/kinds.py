@@ -18,13 +18,17 @@ from primelens.export.answers import ask
 from primelens.export.checkpoint import Checkpoint
 from primelens.export.connector_graph import build_connector
 from primelens.export.decoder_graph import build_decoder
+from primelens.export.framing import check_frame, frame_of
 from primelens.export.gate import GateReport, run_gate
 from primelens.export.generation import settings_gaps
 from primelens.export.golden import golden_arrays
 from primelens.export.options import GateOptions
+from primelens.export.prefix_graph import build_prefix_connector, build_tree_decoder
+from primelens.export.question_graph import build_question_encoder, read_by
+from primelens.export.rank import RankKind
 from primelens.export.registry import HeadSplit, RankSplit
 from primelens.identity import weights_digest
-from primelens.manifest import DecoderSpec, HeadSpec, RankHeadSpec
+from primelens.manifest import DecoderSpec, HeadSpec, QuestionSpec, RankHeadSpec
 
 __all__ = ["TOKENIZER", "HeadKind", "TextKind", "kind_of"]
 
@@ -70,19 +74,31 @@ class TextKind:
         return settings_gaps(head.generation)
 
     def graphs(self, name: str, head: HeadSplit, tap: tuple[int, ...]) -> dict[str, ir.Model]:
-        length = tap[0]
-        blocks = [layer.cross_attention for layer in head.plan.layers]
+        if head.prefix is not None:
+            connector = build_prefix_connector(head.plan, head.prefix, head.tap, tap)
+            decoder = build_tree_decoder(head.plan)
+            return {f"{name}.connector": connector, f"{name}.decoder": decoder}
+        length, plan, question = tap[0], head.plan, head.question
+        reader = plan if question is None else question.stack
         connector = build_connector(
-            [block for block in blocks if block is not None],
+            read_by(reader),
             tap=head.tap,
             length=length,
-            heads=head.plan.heads,
+            heads=reader.heads,
             projection=head.projection,
+            outputs="cross" if question is None else "picture",
         )
-        return {f"{name}.connector": connector, f"{name}.decoder": build_decoder(head.plan, length)}
+        graphs = {f"{name}.connector": connector}
+        if question is None:
+            return {**graphs, f"{name}.decoder": build_decoder(plan, length)}
+        encoder = build_question_encoder(question.stack, read_by(plan), plan.heads, length)
+        decoder = build_decoder(plan, ragged_cross=True)
+        return {**graphs, f"{name}.question": encoder, f"{name}.decoder": decoder}
 
     def spec(self, name: str, head: HeadSplit, checkpoint: Checkpoint, precision: str) -> HeadSpec:
         plan = head.plan
+        if head.prompt_frame is not None:
+            check_frame(checkpoint.tokenizer, head.prompt_frame)
         return HeadSpec(
             kind=head.kind,
             family=checkpoint.family.name,
@@ -95,6 +111,7 @@ class TextKind:
                 head_dim=plan.head_dim,
                 vocab_size=plan.vocab_size,
                 max_positions=plan.max_positions,
+                prefix=0 if head.prefix is None else head.prefix.length,
             ),
             tokenizer=TOKENIZER,
             generation=head.generation,
@@ -102,6 +119,8 @@ class TextKind:
             digest=weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()}),
             clean_up_spaces=checkpoint.clean_up_spaces,
             prompt=head.prompt,
+            question=_question(name, head, checkpoint),
+            frames=None if head.prefix is None else head.prefix.frames,
         )
 
     def ask(
@@ -122,8 +141,22 @@ class TextKind:
         return golden_arrays(name, head, answers, report)
 
 
+def _question(name: str, head: HeadSplit, checkpoint: Checkpoint) -> QuestionSpec | None:
+    """The question encoder in the manifest."""
+    if head.question is None:
+        return None
+    before, behind = frame_of(checkpoint.tokenizer)
+    stack = head.question.stack
+    return QuestionSpec(
+        graph=f"{name}.question.onnx",
+        vocab_size=int(stack.embedding.tokens.shape[0]),
+        max_length=stack.max_positions,
+        pad_token=head.question.pad_token,
+        prefix_tokens=before,
+        suffix_tokens=behind,
+    )
+
+
 def kind_of(head: HeadSplit | RankSplit) -> HeadKind:
     """The kind that ``head`` belongs to."""
-    if isinstance(head, HeadSplit):
-        return TextKind()
-    raise NotImplementedError(type(head).__name__)
+    return TextKind() if isinstance(head, HeadSplit) else RankKind()

@@ -17,15 +17,16 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from primelens.errors import UnsupportedError
+from primelens.errors import OptionError, UnsupportedError
 from primelens.export.decoder_plan import DecoderPlan, Linear
+from primelens.export.question_graph import QuestionPlan
 from primelens.manifest import Generation, PromptSpec
 
 __all__ = [
@@ -33,11 +34,14 @@ __all__ = [
     "HeadSplit",
     "ModelFamily",
     "ModelSplit",
+    "Prefix",
+    "RankReference",
     "RankSplit",
     "Reference",
     "TowerFamily",
     "TowerSplit",
     "as_array",
+    "called",
     "decoder_family",
     "model_family",
     "register_decoder",
@@ -127,6 +131,24 @@ class Reference(Protocol):
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """How a decoder reads its picture as a prefix of the text.
+
+    Attributes:
+        module: the tap ``[B, *]``, or those of all frames ``[B, F, *]`` → ``[B, P, C]``: what the
+            decoder's first layer reads in the picture's place, positions included.
+        length: P.
+        causal: whether the prefix's positions see only those before them, and not each other.
+        frames: of a decoder that reads videos, the number F of their frames; None for pictures.
+    """
+
+    module: torch.nn.Module
+    length: int
+    causal: bool
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
 class HeadSplit:
     """One text side of a model.
 
@@ -139,6 +161,12 @@ class HeadSplit:
         tensors: name → source tensor of everything right of the seam.
         reference: the source model, to be compared with.
         prompt: how prompts or questions are put to it.
+        question: the encoder that questions go through, where the decoder does not read them
+            itself; its reference then has ``asking(questions)``, which gives a reference that is
+            asked one question (ids, special tokens included) per row of pixels or taps.
+        prompt_frame: how many ids before and behind a prompt the source takes for the tokenizer's
+            special tokens and replaces; None where it takes prompts as they are.
+        prefix: where the decoder does not read the picture by cross-attention.
     """
 
     kind: Literal["caption", "answer", "generate"]
@@ -149,6 +177,24 @@ class HeadSplit:
     tensors: Mapping[str, torch.Tensor]
     reference: Reference
     prompt: PromptSpec = PromptSpec()  # noqa: RUF009 - frozen, hence safe to share
+    question: QuestionPlan | None = None
+    prompt_frame: tuple[int, int] | None = None
+    prefix: Prefix | None = None
+
+
+class RankReference(Protocol):
+    """The source of a rank head as the gate questions it; ids and masks are int64 ``[N, T]``."""
+
+    def taps(self, pixels: Array) -> dict[str, Array]:
+        """Tap name → values."""
+
+    def answer(self, tap: Array, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
+        """By the model's own ``forward``, from what `taps` returned: image embeddings ``[B, W]``
+        and text embeddings ``[N, W]`` of length 1, and scores ``[B, N]``.
+        """
+
+    def widen(self) -> Any:
+        """A context in which the model computes in float64, for adjudicating ties."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +203,18 @@ class RankSplit:
 
     Attributes:
         tap: the tap it reads.
-        image: the tap ``[B, *]`` → image embeddings ``[B, width]`` of length 1.
+        image: the tap ``[B, *]``, a pooled vector or states that it pools itself → image
+            embeddings ``[B, width]`` of length 1.
         text: ``input_ids``, ``attention_mask`` i64 ``[N, T]`` → text embeddings ``[N, width]`` of
             length 1.
         width: of both embeddings.
         scoring: how scores become probabilities.
         scale, bias: score = scale · ⟨image, text⟩ + bias.
-        max_length: longest text in tokens, special tokens included.
-        pad_token: id of the padding.
-        pad_to_max: every text is padded to ``max_length``.
-        templates: prompts that labels are put in.
+        max_positions: longest text in tokens, special tokens included; the tokenizer may set less.
+        pad_to_max: every text is padded to its greatest length.
         tensors: name → source tensor of everything right of the seam.
         reference: the source model, to be compared with.
+        templates: prompts that labels are put in.
     """
 
     tap: str
@@ -178,12 +224,16 @@ class RankSplit:
     scoring: Literal["softmax", "sigmoid"]
     scale: float
     bias: float
-    max_length: int
-    pad_token: int
+    max_positions: int
     pad_to_max: bool
-    templates: tuple[str, ...]
     tensors: Mapping[str, torch.Tensor]
-    reference: Any
+    reference: RankReference
+    templates: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What the head answers to."""
+        return "rank"
 
 
 @dataclass(frozen=True)
@@ -193,6 +243,28 @@ class ModelSplit:
     tower_family: str
     tower: TowerSplit
     heads: Mapping[str, HeadSplit | RankSplit]
+
+
+def called(split: ModelSplit, kind: Literal["caption", "answer"] | None) -> ModelSplit:
+    """The split with its prompt-continuing head called ``kind``; None leaves it as it is.
+
+    Raises:
+        OptionError: there is no head that could be called so.
+    """
+    if kind is None:
+        return split
+    heads: dict[str, HeadSplit | RankSplit] = {}
+    for name, head in split.heads.items():
+        if isinstance(head, HeadSplit) and head.prefix is not None:
+            heads[kind] = replace(head, kind=kind)
+        else:
+            heads[name] = head
+    if kind not in heads:
+        raise OptionError(
+            f"The checkpoint has no head that could be called {kind!r}.",
+            remedy="Leave head_kind out: its heads say themselves what they answer to.",
+        )
+    return replace(split, heads=heads)
 
 
 class ModelFamily(Protocol):

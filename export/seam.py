@@ -145,6 +145,10 @@ class _FromTheSeam:
     def taps(self, pixels: Array) -> dict[str, Array]:
         return {self._tap: np.stack([self._fed[_name(row)] for row in pixels])}
 
+    def asking(self, questions: Sequence[Sequence[int]]) -> _FromTheSeam:
+        """The same, asked one question per row, where the source reads questions."""
+        return _FromTheSeam(self._reference.asking(questions), self._tap, self._fed)
+
     def logits(self, tap: Array, tokens: Array) -> Array:
         logits: Array = self._reference.logits(tap, tokens)
         return logits
