@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 __all__ = ["SPECIAL", "VIT_PROCESSOR", "reference_tokenizer", "write_companions"]
 
@@ -26,13 +26,15 @@ VIT_PROCESSOR: Mapping[str, Any] = {
 }
 
 
-def write_companions(
+def write_companions(  # noqa: PLR0913 - everything but the folder is by name
     folder: Path,
     *,
     vocab_size: int,
     size: int | tuple[int, int],
     processor: Mapping[str, Any] | None = None,
     special: Sequence[str] = SPECIAL,
+    framed: bool = False,
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> None:
     """Tokenizer and preprocessor files for a checkpoint folder.
 
@@ -42,13 +44,20 @@ def write_companions(
         size: (height, width) or the side of the pictures that the tower takes.
         processor: preprocessor settings over ViT's; with a ``size`` of its own, ``size`` is unused.
         special: what ids 0, 1 and 2 are.
+        framed: the tokenizer puts the start token before every text, and the end token behind it.
+        tokenizer: settings of tokenizer_config.json; ``frame`` is not written there, but says what
+            stands around every text (``$A </s>``), where it is not both tokens.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    reference_tokenizer(vocab_size, special).save(str(folder / "tokenizer.json"))
+    made, extra = reference_tokenizer(vocab_size, special), dict(tokenizer or {})
+    if frame := extra.pop("frame", f"{_BOS} $A {_EOS}" if framed else None):
+        ids = [(token, made.token_to_id(token)) for token in (_BOS, _EOS) if token in frame]
+        made.post_processor = processors.TemplateProcessing(single=frame, special_tokens=ids)
+    made.save(str(folder / "tokenizer.json"))
     names = {"bos_token": _BOS, "eos_token": _EOS, "pad_token": _PAD}
     _write_json(
         folder / "tokenizer_config.json",
-        {**names, "tokenizer_class": "PreTrainedTokenizerFast"},
+        {**names, "tokenizer_class": "PreTrainedTokenizerFast", **extra},
     )
     settings = {**VIT_PROCESSOR, "size": {"height": height, "width": width}, **(processor or {})}
     _write_json(folder / "preprocessor_config.json", settings)

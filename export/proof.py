@@ -113,6 +113,7 @@ class Findings:
     tokens: int = 0
     ties: int = 0
     searches: int = 0
+    rankings: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -129,6 +130,7 @@ class Proof:
         tokens: equal tokens, of the gate and of all cases.
         ties: places where float64 holds both texts for equal.
         searches: texts compared that came from a beam search.
+        rankings: orders of texts by pictures that were compared.
         errors: "tap" and "logits" → (largest error, limit).
         seconds: wall time of the whole proof.
         failures: one line per finding; empty when proved.
@@ -146,6 +148,7 @@ class Proof:
     tokens: int = 0
     ties: int = 0
     searches: int = 0
+    rankings: int = 0
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
@@ -203,6 +206,8 @@ def prover(*kinds: str) -> Callable[[P], P]:
 
 def prove_work(work: Work, options: ProofOptions | None = None) -> Proof:
     """Make, export and compare one work; what differs is in the result's ``failures``."""
+    import primelens.export.rank_proof  # noqa: F401 - registers itself here, and imports this module
+
     options = options or ProofOptions()
     proof = Proof(work.name, work.family, work.parts, work.like, work.notes, work.picture)
     start = time.perf_counter()
@@ -253,13 +258,15 @@ def _prove(work: Work, options: ProofOptions, folder: Path, proof: Proof) -> Non
             proof.tokens += found.tokens
             proof.ties += found.ties
             proof.searches += found.searches
+            proof.rankings += found.rankings
             proof.failures += [f"head {name}, {line}" for line in found.failures]
 
 
 def _take_gate(proof: Proof, measured: Mapping[str, Any]) -> None:
     proof.tokens += int(measured.get("tokens_compared", 0))
     proof.ties += int(measured.get("ties", 0))
-    for key in ("tap", "logits"):
+    proof.rankings += int(measured.get("rankings", 0))
+    for key in ("tap", "logits", "image", "text", "scores"):
         if "limit" in measured.get(key, {}):
             found = (measured[key]["largest_error_to_float64"], measured[key]["limit"])
             proof.errors[key] = max(proof.errors.get(key, found), found)

@@ -19,8 +19,9 @@ _COLUMNS = (
     ("tokens", 7),
     ("ties", 5),
     ("beam texts", 11),
+    ("rankings", 9),
     ("tap error / limit", 20),
-    ("logit error / limit", 20),
+    ("logit or score", 20),
     ("seconds", 8),
     ("result", 6),
 )
@@ -41,8 +42,9 @@ def print_row(proof: Proof) -> None:
         str(proof.tokens),
         str(proof.ties),
         str(proof.searches),
+        str(proof.rankings),
         _pair(proof, "tap"),
-        _pair(proof, "logits"),
+        _pair(proof, "scores" if "scores" in proof.errors else "logits"),
         f"{proof.seconds:.0f}",
         "equal" if proof.passed else "FAILED",
     )

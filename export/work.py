@@ -37,8 +37,13 @@ class Work:
         picture: (height, width) that its tower takes.
         vocab_size: of its tokenizer.
         special: the tokenizer's first three tokens: start, end and padding, in any order.
+        framed: its tokenizer puts the start token before every text, and the end token behind it.
         processor: settings of its preprocessor_config.json over ViT's.
         prompt: text that the proof lets captions continue; None where the source takes none.
+        tokenizer: settings of its tokenizer_config.json; ``frame`` says what stands around a text
+            (``$A </s>``).
+        tokenizer: settings of its tokenizer_config.json; ``frame`` says what stands around a text
+            (``<s> $A </s>``).
         variety: share of distinct tokens that its texts have at least, so that the proof is not
             blind.
         notes: what a reader of the table ought to know.
@@ -52,10 +57,13 @@ class Work:
     picture: tuple[int, int]
     vocab_size: int
     special: tuple[str, ...] = SPECIAL
+    framed: bool = False
     like: str = ""
     processor: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = "a view of"
     variety: float = 12 / 32
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
 
 
@@ -103,5 +111,7 @@ def build(name: str, folder: str | Path, seed: int = 0) -> Path:
         size=work.picture,
         processor=work.processor,
         special=work.special,
+        framed=work.framed,
+        tokenizer=work.tokenizer,
     )
     return folder

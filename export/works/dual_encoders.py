@@ -82,6 +82,7 @@ _SMALL = {
 _SMALL_VISION = {**_VISION, **_SMALL, "image_size": 32, "patch_size": 8}
 _SMALL_TEXT = {**_SMALL, "vocab_size": 320, "max_position_embeddings": 24}
 _TINY_READER = {**TINY, **_READER, "max_position_embeddings": 40}
+_FRAME = "<s> $A </s>"
 _OPENAI = {
     "image_processor_type": "CLIPImageProcessor",
     "do_center_crop": True,
@@ -172,8 +173,7 @@ register_dual_encoder(
     family="vision_text_dual_encoder",
     parts=("vit", "bert"),
     vocab_size=30522,
-    framed=True,
-    tokenizer={"model_max_length": 16},
+    tokenizer={"frame": _FRAME, "model_max_length": 16},
     like="LiT-B16B (google/vit-base-patch16-224-in21k + google-bert/bert-base-uncased)",
 )
 register_dual_encoder(
@@ -184,8 +184,7 @@ register_dual_encoder(
     parts=("clip_vision_model", "clip_text_model"),
     vocab_size=49408,
     processor=_clip_pictures(224),
-    framed=True,
-    tokenizer={"model_max_length": 77},
+    tokenizer={"frame": _FRAME, "model_max_length": 77},
     like="openai/clip-vit-base-patch16",
 )
 register_dual_encoder(
@@ -227,8 +226,7 @@ register_dual_encoder(
     family="vision_text_dual_encoder",
     parts=("vit", "bert"),
     vocab_size=320,
-    framed=True,
-    tokenizer={"model_max_length": 16},
+    tokenizer={"frame": _FRAME, "model_max_length": 16},
 )
 register_dual_encoder(
     "tiny-beitroberta",
@@ -243,8 +241,7 @@ register_dual_encoder(
     vocab_size=320,
     special=("<s>", "<pad>", "</s>"),
     processor=BEIT_PICTURES,
-    framed=True,
-    tokenizer={"model_max_length": 1 << 60},
+    tokenizer={"frame": _FRAME, "model_max_length": 1 << 60},
 )
 register_dual_encoder(
     "tiny-swinbert-rank",
@@ -253,7 +250,7 @@ register_dual_encoder(
     family="vision_text_dual_encoder",
     parts=("swin", "bert"),
     vocab_size=320,
-    framed=True,
+    tokenizer={"frame": _FRAME},
 )
 register_dual_encoder(
     "tiny-pooledbert",
@@ -267,7 +264,7 @@ register_dual_encoder(
     parts=("feature_map_tower", "bert"),
     vocab_size=320,
     processor=convnext_pictures(32),
-    framed=True,
+    tokenizer={"frame": _FRAME},
 )
 register_dual_encoder(
     "tiny-clip",
@@ -277,8 +274,7 @@ register_dual_encoder(
     parts=("clip_vision_model", "clip_text_model"),
     vocab_size=320,
     processor=_clip_pictures(32),
-    framed=True,
-    tokenizer={"model_max_length": 24},
+    tokenizer={"frame": _FRAME, "model_max_length": 24},
 )
 register_dual_encoder(
     "tiny-siglip",

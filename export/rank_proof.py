@@ -1,0 +1,117 @@
+"""The proof of a rank head beyond the gate: what a search service asks of it.
+
+Zero-shot classification by an ensemble of prompts, through the shipped runtime alone and in
+batches, against the same arithmetic on the source model's own embeddings in float64; and every
+result alone and among others, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from primelens.export.gate import NOISE_FACTOR
+from primelens.export.proof import Findings, Subject, prover
+from primelens.export.rank_answers import text_spec
+from primelens.results import Failure, Ranking
+
+__all__ = ["LABELS", "TEMPLATES", "prove_rankings"]
+
+Array = NDArray[Any]
+
+LABELS = (
+    "cat",
+    "two dogs on a beach",
+    "red square",
+    "a bicycle leaning against the wall",
+    "sea",
+    "street at night",
+    "hand",
+    "a crowd of people with umbrellas",
+)
+TEMPLATES = ("a photo of {}.", "{}", "a small picture of {} in the evening", "A drawing: {}!")
+_LEAST_DISTINCT = 2  # best labels over all pictures; below, the proof is blind
+
+
+@prover("rank")
+def prove_rankings(subject: Subject) -> Findings:
+    """Rankings of all pictures, by the bare label, by one template and by the ensemble."""
+    found = Findings()
+    model = subject.model
+    encoded = [model.encode(picture) for picture in subject.pictures]
+    bests = set()
+    for template in ("{}", TEMPLATES[0], TEMPLATES):
+        exact, limit = _expected(subject, [template] if isinstance(template, str) else template)
+        for batch in subject.options.batches:
+            rankings = list(
+                model.rank_batch(encoded, LABELS, template=template, head=subject.name,
+                                 batch_size=batch)
+            )  # fmt: skip
+            for k, ranking in enumerate(rankings):
+                _compare(found, ranking, exact[k], limit, f"picture {k}, batch {batch}")
+            bests |= {r.best.label for r in rankings if isinstance(r, Ranking)}
+        alone = model.rank(encoded[0], LABELS, template=template, head=subject.name)
+        if alone.labels != rankings[0].labels:
+            found.failures.append("picture 0 is ranked otherwise by itself")
+    if len(bests) < _LEAST_DISTINCT:
+        found.failures.append("the proof is blind: every picture has the same best label")
+    found.failures += _companions(subject)
+    return found
+
+
+def _compare(
+    found: Findings, ranking: Ranking | Failure, exact: Array, limit: float, what: str
+) -> None:
+    if isinstance(ranking, Failure):
+        found.failures.append(f"{what}: {ranking.error}")
+        return
+    for entry in ranking.labels:
+        if not abs(entry.score - exact[entry.index]) <= limit:
+            found.failures.append(
+                f"{what}: {entry.label!r} scores {entry.score:.7g}, the source's float64 score is "
+                f"{exact[entry.index]:.7g}; limit {limit:.3g}"
+            )
+    ordered = exact[[entry.index for entry in ranking.labels]]
+    falls = ordered[1:] - ordered[:-1]
+    found.ties += int(((falls > 0) & (falls <= 2 * limit)).sum())
+    found.rankings += 1
+
+
+def _expected(subject: Subject, templates: Sequence[str]) -> tuple[Array, float]:
+    """``[K, N]`` scores by the source in float64, and what rounding explains."""
+    head, tokenizer = subject.head, subject.source.tokenizer
+    reference: Any = head.reference
+    spec: Any = text_spec(subject.source, head, "")  # type: ignore[arg-type]
+    prompts = [t.replace("{}", label) for label in LABELS for t in templates]
+    padding = "max_length" if spec.pad_to_max else "longest"
+    batch = tokenizer(prompts, padding=padding, truncation=True, max_length=spec.max_length)
+    ids = np.array(batch["input_ids"], np.int64)
+    mask = np.array(batch["attention_mask"], np.int64) if spec.masked else np.ones_like(ids)
+
+    def scores() -> Array:
+        tap = reference.taps(subject.pixels)[head.tap]
+        image, text, _ = reference.answer(tap, ids, mask)
+        means = text.reshape(len(LABELS), len(templates), -1).mean(axis=1)
+        means = means / np.linalg.norm(means, axis=1, keepdims=True)
+        found: Array = head.scale * (image @ means.T) + head.bias  # type: ignore[attr-defined]
+        return found
+
+    single = scores()
+    with reference.widen():
+        exact = scores()
+    return exact, NOISE_FACTOR * float(np.abs(single - exact).max())
+
+
+def _companions(subject: Subject) -> list[str]:
+    """What an embedding of a text owes to the texts beside it: nothing."""
+    tower = subject.model.rank_head(subject.name).text
+    prompts = [t.replace("{}", label) for label in LABELS for t in TEMPLATES]
+    together = tower.computed(prompts)
+    return [
+        f"the embedding of {prompt!r} is another one among others"
+        for prompt in prompts
+        if not np.array_equal(tower.computed([prompt])[prompt], together[prompt])
+    ]
