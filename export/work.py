@@ -42,8 +42,6 @@ class Work:
         prompt: text that the proof lets captions continue; None where the source takes none.
         tokenizer: settings of its tokenizer_config.json; ``frame`` says what stands around a text
             (``$A </s>``).
-        tokenizer: settings of its tokenizer_config.json; ``frame`` says what stands around a text
-            (``<s> $A </s>``).
         variety: share of distinct tokens that its texts have at least, so that the proof is not
             blind.
         notes: what a reader of the table ought to know.
@@ -62,7 +60,6 @@ class Work:
     processor: Mapping[str, Any] = field(default_factory=dict)
     prompt: str | None = "a view of"
     variety: float = 12 / 32
-    tokenizer: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     notes: str = ""
 
