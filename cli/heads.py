@@ -31,6 +31,11 @@ _OPTIONS = (
         help="Write the new bundle here.  [default: in the old one's place]",
     ),
     click.option("--head", help="Which of the checkpoint's heads, where it has several."),
+    click.option(
+        "--kind",
+        type=click.Choice(["caption", "answer"]),
+        help="What a head that continues prompts is called.  [default: as it is exported]",
+    ),
     click.option("--revision", help="Commit, branch or tag, where CHECKPOINT is a hub id."),
     click.option(
         "--precision",
@@ -123,6 +128,7 @@ def _options(chosen: dict[str, Any]) -> HeadOptions:
     return HeadOptions(
         out=chosen["out"],
         head=chosen["head"],
+        kind=chosen["kind"],
         revision=chosen["revision"],
         precision=chosen["precision"],
         gate=GateOptions(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -49,6 +50,7 @@ def open_head(
     *,
     revision: str | None = None,
     head: str | None = None,
+    kind: Literal["caption", "answer"] | None = None,
 ) -> HeadSource:
     """Open a checkpoint and choose one of its heads.
 
@@ -57,10 +59,12 @@ def open_head(
         preprocessing: the bundle's, which belongs to a text side without a tower.
         revision: commit, branch or tag of a hub id.
         head: the head's name in the checkpoint; may be left out where it has only one.
+        kind: what a head that continues prompts is called, because its architecture cannot tell.
 
     Raises:
         CheckpointError: it is incomplete, or cannot be loaded.
-        OptionError: it has several heads and none is named, or not that one.
+        OptionError: it has several heads and none is named, or not that one; or it ranks, and is to
+            be called otherwise.
     """
     folder = resolve(str(checkpoint), revision=revision, kind="checkpoint")
     name = None if Path(checkpoint).exists() else str(checkpoint)
@@ -73,7 +77,7 @@ def open_head(
     )
     split = source.family.split(source.model)
     split = replace(split, tower=with_every_tap(split.tower))
-    chosen = _choose(split, head, source.name)
+    chosen = _called(_choose(split, head, source.name), kind)
     if not source.lacking:
         return HeadSource(source, split, chosen, None)
     _check_complete(source, split)
@@ -90,6 +94,18 @@ def _choose(split: ModelSplit, name: str | None, checkpoint: str) -> HeadSplit |
             remedy=f"Choose one of them: {', '.join(split.heads)}.",
         )
     return split.heads[name]
+
+
+def _called(
+    head: HeadSplit | RankSplit, kind: Literal["caption", "answer"] | None
+) -> HeadSplit | RankSplit:
+    if kind is None:
+        return head
+    if isinstance(head, RankSplit):
+        raise OptionError(
+            f"A head that ranks cannot be called {kind!r}.", remedy="Leave the kind out."
+        )
+    return replace(head, kind=kind)
 
 
 def _check_complete(source: Checkpoint, split: ModelSplit) -> None:

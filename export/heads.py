@@ -51,6 +51,8 @@ class HeadOptions:
     Attributes:
         out: the folder of the new bundle; None replaces the old one.
         head: which of the checkpoint's heads, where it has several.
+        kind: "caption" or "answer": what a head that continues prompts is called, because its
+            architecture cannot tell; None leaves it to the exporter.
         revision: commit, branch or tag, where the checkpoint is a hub id.
         precision: "fp32" or "int8"; None takes that of the head that is replaced, else that of the
             bundle's first head.
@@ -60,6 +62,7 @@ class HeadOptions:
 
     out: Path | None = None
     head: str | None = None
+    kind: Literal["caption", "answer"] | None = None
     revision: str | None = None
     precision: Literal["fp32", "int8"] | None = None
     storage: Literal["auto", "fp32"] = "auto"
@@ -126,7 +129,11 @@ def _put_in(
         workshop = Path(stack.enter_context(TemporaryDirectory()))
         with clock.stage("load"):
             source = open_head(
-                checkpoint, preprocessing, revision=options.revision, head=options.head
+                checkpoint,
+                preprocessing,
+                revision=options.revision,
+                head=options.head,
+                kind=options.kind,
             )
             check_same_tower(remake.tower, source, str(bundle.folder))
             check_heads(replace(source.split, heads={name: source.head}))

@@ -48,12 +48,23 @@ def test_what_is_asked_reaches_the_exporter(
         return heads.ExportReport(tmp_path, {"failures": []}, (), {"load": 1.0}, 5)
 
     monkeypatch.setattr(heads, verb.replace("-", "_"), fake)
-    chosen = ("--head", "b", "--precision", "int8", "--agreement", "0.5", "--allow-mismatch")
+    chosen = (
+        "--head",
+        "b",
+        "--kind",
+        "answer",
+        "--precision",
+        "int8",
+        "--agreement",
+        "0.5",
+        "--allow-mismatch",
+    )
     done = run(verb, "bundle", "checkpoint", "--name", "new", "--out", tmp_path, *chosen, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["passed"] is True
     bundle, checkpoint, name, options = asked
     assert (bundle, checkpoint, name) == ("bundle", "checkpoint", "new")
-    assert (options.out, options.head, options.precision) == (tmp_path, "b", "int8")
+    assert (options.out, options.head, options.kind) == (tmp_path, "b", "answer")
+    assert options.precision == "int8"
     assert (options.gate.agreement, options.gate.allow_mismatch) == (0.5, True)
     assert run(verb, "bundle", "checkpoint").exit_code == 2  # no name
