@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -12,13 +13,14 @@ import click
 from primelens.cli import rows
 from primelens.cli.app import app, report
 from primelens.cli.decoding import decoding_options
-from primelens.cli.inputs import Unmatched, expand
+from primelens.cli.inputs import VIDEO_SUFFIXES, Unmatched, expand, unmatched
 from primelens.cli.progress import progress
 
 if TYPE_CHECKING:
     from primelens.model import Model
     from primelens.options import CaptionOptions
     from primelens.results import Caption, Failure
+    from primelens.video import Video
 
 __all__ = ["CaptionRequest"]
 
@@ -34,6 +36,7 @@ class CaptionRequest:
     batch_size: int = 8
     max_new_tokens: int | None = None
     prompt: str | None = None
+    frames: int | None = None
     beams: int | None = None
     settings: tuple[str, ...] = ()
     threads: int | None = None
@@ -63,6 +66,11 @@ class CaptionRequest:
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption in tokens.")
 @click.option("--prompt", help="Text that every caption continues.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Frames to take of a video.  [default: as many as the model reads]",
+)
 @click.option("--beams", type=click.IntRange(min=1), help="Beams of a beam search; 1 is none.")
 @click.option(
     "--set",
@@ -94,7 +102,8 @@ def caption(ctx: click.Context, /, **chosen: Any) -> None:
 
     IMAGE is a file, a folder (its pictures, not those of folders inside it), or a quoted pattern
     such as 'holiday/**/*.jpg'. From folders and patterns only files with a picture's suffix are
-    taken, sorted by name.
+    taken, sorted by name. A file with a video's suffix (.mp4, .webm, ...) is a video, for models
+    that read videos; that needs primelens[video].
 
     A picture that cannot be captioned is named on standard error, the others still come out, and
     the exit status is 1.
@@ -128,10 +137,10 @@ def _run(request: CaptionRequest, entries: Entries, options: CaptionOptions) -> 
     model = primelens.load(request.model, options=loading, cache=cache)
     output = _Output(model.name, labelled=len(entries) > 1, as_json=request.as_json)
     if request.stream:
-        _stream(model, entries, options, output)
+        _stream(model, entries, options, output, request.frames)
     else:
         with progress(len(entries)) as bar:
-            for name, item in _captions(model, entries, options, request.batch_size):
+            for name, item in _captions(model, entries, options, request):
                 output.write(name, item)
                 bar.update(1)
     output.close()
@@ -139,29 +148,40 @@ def _run(request: CaptionRequest, entries: Entries, options: CaptionOptions) -> 
 
 
 def _captions(
-    model: Model, entries: Entries, options: CaptionOptions, batch_size: int
+    model: Model, entries: Entries, options: CaptionOptions, request: CaptionRequest
 ) -> Iterator[tuple[str, Caption | Failure]]:
     """The name and the result of every entry, in order; at most one batch is held at a time."""
-    paths = (entry for entry in entries if isinstance(entry, str))
-    results = iter(model.caption_batch(paths, options, batch_size=batch_size))
+    given = (_source(entry, request.frames) for entry in entries if isinstance(entry, str))
+    results = iter(model.caption_batch(given, options, batch_size=request.batch_size))
     for entry in entries:
         if isinstance(entry, Unmatched):
-            yield entry.argument, _unmatched(entry)
+            yield entry.argument, unmatched(entry)
         else:
             yield entry, next(results)
 
 
-def _stream(model: Model, entries: Entries, options: CaptionOptions, output: _Output) -> None:
+def _source(path: str, frames: int | None) -> str | Video:
+    """A video, by its suffix, or a picture."""
+    if Path(path).suffix.lower() not in VIDEO_SUFFIXES:
+        return path
+    from primelens.video import Video
+
+    return Video(path, frames)
+
+
+def _stream(
+    model: Model, entries: Entries, options: CaptionOptions, output: _Output, frames: int | None
+) -> None:
     from primelens.errors import InputError
     from primelens.results import Failure
 
     for entry in entries:
         if isinstance(entry, Unmatched):
-            output.write(entry.argument, _unmatched(entry))
+            output.write(entry.argument, unmatched(entry))
             continue
         begun = False
         try:
-            for piece in model.stream(entry, options):
+            for piece in model.stream(_source(entry, frames), options):
                 output.write_piece(entry, piece.text, first=not begun)
                 begun = True
                 if piece.caption is not None:
@@ -170,17 +190,6 @@ def _stream(model: Model, entries: Entries, options: CaptionOptions, output: _Ou
             if begun:
                 rows.write_text("")
             output.write(entry, Failure(entry, error))
-
-
-def _unmatched(entry: Unmatched) -> Failure:
-    from primelens.errors import ImageError
-    from primelens.results import Failure
-
-    error = ImageError(
-        f"{rows.printable(entry.argument)}: {entry.reason}.",
-        remedy="Give a picture, a folder that holds pictures, or a pattern that matches some.",
-    )
-    return Failure(entry.argument, error)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import click
 from primelens.cli import rows
 from primelens.cli.app import app, report
 from primelens.cli.cache import Size
-from primelens.cli.inputs import Unmatched, expand
+from primelens.cli.inputs import Unmatched, expand, unmatched
 from primelens.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -86,20 +86,13 @@ def _encoded(
     model: Any, entries: list[str | Unmatched], batch_size: int
 ) -> Iterator[tuple[str, EncodedImage | Failure]]:
     """The name and the result of every entry, in order; one batch is held at a time."""
-    from primelens.errors import ImageError
-    from primelens.results import Failure
-
     iterator = iter(entries)
     while chunk := list(islice(iterator, batch_size)):
         paths = [entry for entry in chunk if isinstance(entry, str)]
         results = iter(model.encode_batch(paths, batch_size=batch_size))
         for entry in chunk:
             if isinstance(entry, Unmatched):
-                error = ImageError(
-                    f"{rows.printable(entry.argument)}: {entry.reason}.",
-                    remedy="Give a picture, a folder that holds pictures, or a matching pattern.",
-                )
-                yield entry.argument, Failure(entry.argument, error)
+                yield entry.argument, unmatched(entry)
             else:
                 yield entry, next(results)
 

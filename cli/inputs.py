@@ -12,8 +12,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["PICTURE_SUFFIXES", "Unmatched", "expand"]
+if TYPE_CHECKING:
+    from primelens.results import Failure
+
+__all__ = ["PICTURE_SUFFIXES", "Unmatched", "expand", "unmatched"]
 
 # Of the formats in `primelens.images.FORMATS`; spelled out here because Pillow, which could be
 # asked, costs more to import than all of the rest of this command.
@@ -31,6 +35,19 @@ class Unmatched:
 
     argument: str
     reason: str
+
+
+def unmatched(entry: Unmatched) -> Failure:
+    """An argument that names no picture, as the failed row that it becomes."""
+    from primelens.cli.rows import printable
+    from primelens.errors import ImageError
+    from primelens.results import Failure
+
+    error = ImageError(
+        f"{printable(entry.argument)}: {entry.reason}.",
+        remedy="Give a picture, a folder that holds pictures, or a pattern that matches some.",
+    )
+    return Failure(entry.argument, error)
 
 
 def expand(arguments: Iterable[str]) -> list[str | Unmatched]:
