@@ -90,7 +90,7 @@ def _register(work: str, name: str, *, tiny: bool = False, **more: Any) -> None:
             picture=(side, side),
             vocab_size=text["vocab_size"],
             special=_SPECIAL,
-            tokenizer={"frame": "<s> $A </s>"},
+            framed=True,
             processor=_PICTURES,
             **more,
         )
