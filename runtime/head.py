@@ -46,6 +46,7 @@ __all__ = [
     "decoder_problems",
     "differences",
     "force",
+    "timed",
 ]
 
 logger = logging.getLogger("primelens.head")
@@ -130,7 +131,8 @@ class TextHead:
         self.name = name
         self.spec: HeadSpec = spec
         self.identity = bundle.manifest.tower.taps[spec.tap].identity
-        self._tap_shape = bundle.manifest.tower.taps[spec.tap].shape
+        shape = bundle.manifest.tower.taps[spec.tap].shape
+        self._tap_shape = shape if spec.frames is None else (spec.frames, *shape)
         self.text = TokenText(bundle.path(spec.tokenizer), clean_up=spec.clean_up_spaces)
         self._wording = Wording(self.text, spec.decoder.vocab_size, spec.generation.eos_tokens)
         self._connector = engine.open(bundle.path(spec.connector))
@@ -256,15 +258,7 @@ class TextHead:
         workspace = self._take((len(images), rows), self._room(need))
         try:
             progress.connector = self._connect(workspace.connector, images)
-            before = time.perf_counter()
-            for number, _ in enumerate(decode(workspace.session, search, cancel_check(options))):
-                now = time.perf_counter()
-                if number == 0:
-                    progress.prefill = now - before
-                else:
-                    progress.step += now - before
-                yield progress
-                before = time.perf_counter()
+            yield from timed(workspace.session, search, options, progress)
         finally:
             self._give_back(workspace)
 
@@ -340,6 +334,14 @@ class TextHead:
                 f"({(found or 'no such tap')[:12]}, this bundle's is {self.identity[:12]}).",
                 remedy="Encode the picture with this model.",
             )
+        if image.taps[self.spec.tap].shape != self._tap_shape:
+            wanted, frames = self.spec.frames, len(image.timestamps)
+            takes = "pictures" if wanted is None else f"videos of {wanted} frames"
+            given = f"a video of {frames} frames" if frames else "a picture"
+            raise InputError(
+                f"{image.name} is {given}; the head {self.name!r} reads {takes}.",
+                remedy="Give primelens.Video(path) to a head that reads videos.",
+            )
 
     def _take(self, shape: tuple[int, ...], capacity: int) -> Workspace:
         with self._lock:
@@ -376,6 +378,21 @@ class TextHead:
             for name, shape in self._cross_shapes.items()
         }
         return BoundConnector(tap, self._connector.bind({self.spec.tap: tap}, outputs), outputs)
+
+
+def timed(
+    session: Session, search: Search, options: CaptionOptions, progress: Progress
+) -> Iterator[Progress]:
+    """Decode; yields ``progress``, with the seconds so far, after every step."""
+    before = time.perf_counter()
+    for number, _ in enumerate(decode(session, search, cancel_check(options))):
+        now = time.perf_counter()
+        if number == 0:
+            progress.prefill = now - before
+        else:
+            progress.step += now - before
+        yield progress
+        before = time.perf_counter()
 
 
 def force(session: Session, prompt: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:

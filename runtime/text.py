@@ -50,6 +50,12 @@ class TokenText:
         """Number of ids, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Entry → id, added tokens included."""
+        entries: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return entries
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` without special tokens; raises `PromptError` where that is nothing."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,5 +1,6 @@
 """Model classes that transformers lacks. Importing this room registers them with ``AutoModel``."""
 
+from primelens.towers.class_token import ClassTokenText, ClassTokenTextConfig
 from primelens.towers.feature_map import (
     FeatureMapTower,
     FeatureMapTowerConfig,
@@ -9,6 +10,8 @@ from primelens.towers.matching import MatchingConfig, MatchingModel
 from primelens.towers.pooled import PooledTower, PooledTowerConfig
 
 __all__ = [
+    "ClassTokenText",
+    "ClassTokenTextConfig",
     "FeatureMapTower",
     "FeatureMapTowerConfig",
     "MatchingConfig",

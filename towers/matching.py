@@ -29,7 +29,8 @@ class MatchingConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.encoder, self.decoder = (
-            AutoConfig.for_model(**part) if isinstance(part, dict) else part
+            # A copy: transformers writes into the configurations of a model's parts.
+            AutoConfig.for_model(**part) if isinstance(part, dict) else copy.deepcopy(part)
             for part in (encoder, decoder)
         )
         super().__init__(**kwargs)

@@ -43,8 +43,9 @@ class PooledTowerConfig(PreTrainedConfig):
         if isinstance(tower_config, dict):
             fields = dict(tower_config)
             tower_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        # transformers makes every configuration once with no arguments.
-        self.tower_config = tower_config
+        # A copy: transformers writes into the configurations of a model's parts. There is nothing to
+        # copy where it makes every configuration once with no arguments.
+        self.tower_config = copy.deepcopy(tower_config)
         self.pooling_heads = pooling_heads
         kwargs.pop("hidden_size", None)
         self.hidden_size = 0 if tower_config is None else int(tower_config.hidden_size)

@@ -99,9 +99,10 @@ class VisionTextDualEncoder:
             image=ImageSide(projection_of(model.visual_projection), pooling),
             text=TextSide(model.text_model, projection_of(model.text_projection)),
             width=model.config.projection_dim,
-            scoring="softmax",
+            # transformers' class knows the softmax alone; tuning by sigmoids says so in the config.
+            scoring=getattr(model.config, "scoring", "softmax"),
             scale=scale_of(model.logit_scale),
-            bias=0.0,
+            bias=float(getattr(model.config, "logit_bias", 0.0)),
             max_positions=_TEXT_TOWERS[text.model_type](text),
             pad_to_max=False,
             tensors=right_of_the_seam(model, "vision_model.tower." if worn else "vision_model."),

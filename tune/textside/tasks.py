@@ -116,7 +116,9 @@ class Writing:
         """CIDEr-D of captions, or the official accuracy of answers."""
         texts = self.write(items, look)
         if self._answers:
-            marks = [vqa_accuracy(t, i.texts) for t, i in zip(texts, items, strict=True)]
+            # A single annotator counts as ten of one mind: the official measure leaves one out.
+            truths = [item.texts if len(item.texts) > 1 else item.texts * 10 for item in items]
+            marks = [vqa_accuracy(text, own) for text, own in zip(texts, truths, strict=True)]
             return Score("VQA accuracy", float(np.mean(marks)))
         references = [[tokenize(text) for text in item.texts] for item in items]
         tallies = caption_tallies([tokenize(text) for text in texts], references)
