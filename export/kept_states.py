@@ -64,4 +64,4 @@ def encoder_outputs(
             remedy="Encode them with a bundle that has the model's own tower." if problems else "",
         )
     stacked = torch.from_numpy(np.stack(states))
-    return BaseModelOutput(last_hidden_state=stacked.to(device=device, dtype=dtype))  # type: ignore[arg-type] # its annotations name an older tensor class
+    return BaseModelOutput(last_hidden_state=stacked.to(device=device, dtype=dtype))

@@ -63,6 +63,7 @@ def ask_at_the_seam(
         BundleError: the bundle has no tower, and fewer than two golden pictures.
     """
     head = source.head
+    source_head: Any = head  # either kind of split
     if isinstance(head, HeadSplit) and not hasattr(head.reference, "generate_from"):
         raise UnsupportedError(
             f"A head of the family {source.checkpoint.family.name!r} can be proved from the pixels "
@@ -76,7 +77,7 @@ def ask_at_the_seam(
     pixels = [preprocessing(read_image(picture)) for picture in shown]
     fed = {_name(row): image.taps[head.tap] for row, image in zip(pixels, images, strict=True)}
     checkpoint = replace(source.checkpoint, processor=_Processor(preprocessing))
-    fed_head = replace(head, reference=_FromTheSeam(head.reference, head.tap, fed))
+    fed_head: Any = replace(source_head, reference=_FromTheSeam(head.reference, head.tap, fed))
     with quiet_transformers():
         answers = kind_of(head).ask(checkpoint, fed_head, shown, options)
     return replace(answers, encoded=tuple(images))
@@ -122,7 +123,7 @@ def _image(remake: Remake, picture: NDArray[np.uint8], taps: Mapping[str, Array]
 
 
 def _name(pixels: Array) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).digest()
 
 
 class _Processor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import mmap
 import os
 import random
@@ -208,6 +209,7 @@ def main() -> int:
     if arguments.work:
         folder, slot, operations, seed = arguments.work
         return work(Path(folder), int(slot), int(operations), int(seed))
+    logging.getLogger("primelens.store").setLevel(logging.ERROR)  # thousands of corrupt entries
     place = tempfile.TemporaryDirectory()
     with place as temporary, contextlib.suppress(KeyboardInterrupt):
         began = time.monotonic()
