@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from primelens.results import Failure
 
-__all__ = ["PICTURE_SUFFIXES", "Unmatched", "expand", "unmatched"]
+__all__ = ["PICTURE_SUFFIXES", "VIDEO_SUFFIXES", "Unmatched", "expand", "unmatched"]
 
 # Of the formats in `primelens.images.FORMATS`; spelled out here because Pillow, which could be
 # asked, costs more to import than all of the rest of this command.
@@ -26,6 +26,10 @@ PICTURE_SUFFIXES = frozenset(
         *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
         *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     )
+)
+# Of the containers in `primelens.video`, likewise.
+VIDEO_SUFFIXES = frozenset(
+    (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm")
 )
 
 

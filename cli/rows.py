@@ -17,19 +17,21 @@ if TYPE_CHECKING:
     from primelens.errors import PrimelensError
     from primelens.results import Caption
 
-__all__ = ["caption_row", "failure_row", "printable", "write_json", "write_text"]
+__all__ = ["answer_row", "caption_row", "failure_row", "printable", "write_json", "write_text"]
 
 
 def caption_row(image: str, caption: Caption, model: str) -> dict[str, Any]:
     """The JSON object of a captioned picture; ``timings_ms`` are milliseconds.
 
-    ``score``, ``alternatives`` and ``others`` are there where the options asked for them.
+    ``score``, ``alternatives`` and ``others`` are there where the options asked for them,
+    ``timestamps`` (seconds) for a video.
     """
     return {
         "image": image,
         "status": "ok",
         **_text_fields(caption),
         **({"others": [_text_fields(other) for other in caption.others]} if caption.others else {}),
+        **({"timestamps": list(caption.timestamps)} if caption.timestamps else {}),
         "timings_ms": caption.timings.as_milliseconds(),
         "cache": caption.cache,
         "model": model,
@@ -37,9 +39,22 @@ def caption_row(image: str, caption: Caption, model: str) -> dict[str, Any]:
     }
 
 
-def _text_fields(caption: Caption) -> dict[str, Any]:
+def answer_row(image: str, answer: Caption, model: str) -> dict[str, Any]:
+    """The JSON object of an answered question: that of a caption, with ``question``, and the text
+    under ``answer``.
+    """
+    row = caption_row(image, answer, model)
+    row["others"] = [_text_fields(other, "answer") for other in answer.others]
+    kept = {key: row.pop(key) for key in ("image", "status")}
+    del row["caption"]
+    if not row["others"]:
+        del row["others"]
+    return {**kept, "question": answer.question, "answer": answer.text, **row}
+
+
+def _text_fields(caption: Caption, name: str = "caption") -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "caption": caption.text,
+        name: caption.text,
         "tokens": list(caption.tokens),
         "logprob": _finite(caption.logprob),
         "finish_reason": caption.finish_reason,

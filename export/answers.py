@@ -177,8 +177,11 @@ def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]
 
 
 def pixels_of(processor: Any, picture: NDArray[np.uint8]) -> Array:
-    """``[1, 3, H, W]`` by the source's image processor."""
+    """``[1, 3, H, W]`` by the source's image processor; of a video ``[1, F, 3, H, W]``."""
     from PIL import Image
+
+    if picture.ndim == 4:
+        return np.concatenate([pixels_of(processor, frame) for frame in picture])[None]
 
     values = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"]
     return np.asarray(values, np.float32)

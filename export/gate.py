@@ -38,6 +38,7 @@ from primelens.export.options import GateOptions
 from primelens.model import Model, load
 from primelens.options import CaptionOptions, LoadOptions
 from primelens.results import Caption, EncodedImage
+from primelens.video import preprocessed
 
 __all__ = ["NOISE_FACTOR", "GateReport", "RecordingEngine", "limit_of", "run_gate", "worst"]
 
@@ -132,7 +133,8 @@ class _Gate:
     def _pixels(self) -> list[str]:
         failures = []
         for k, picture in enumerate(self._answers.pictures):
-            found, wanted = self._model.preprocessing(picture), self._answers.pixels[k]
+            found = preprocessed(self._model.preprocessing, picture)
+            wanted = self._answers.pixels[k]
             if found.shape != wanted.shape:
                 failures.append(f"picture {k}, pixels: shape {found.shape}, source {wanted.shape}")
             elif not np.array_equal(found, wanted):
@@ -150,7 +152,10 @@ class _Gate:
         failures = self._close(f"tap {self._head.tap}", found, wanted, "tap")
         graph = self._model.manifest.tower.graph
         assert graph is not None
-        batch = self._graphs[graph].run({"pixel_values": self._answers.pixels})[self._head.tap]
+        pixels = self._answers.pixels
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])  # of videos, all frames as one batch
+        batch = self._graphs[graph].run({"pixel_values": pixels})[self._head.tap]
+        batch = batch.reshape(found.shape)
         moved = np.abs(batch - found).reshape(len(found), -1).max(axis=1)
         self._report.measured["tap"]["largest_change_by_batch"] = float(moved.max())
         for k in np.flatnonzero(~(moved <= limit_of(wanted))):

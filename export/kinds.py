@@ -23,6 +23,7 @@ from primelens.export.gate import GateReport, run_gate
 from primelens.export.generation import settings_gaps
 from primelens.export.golden import golden_arrays
 from primelens.export.options import GateOptions
+from primelens.export.pictures import as_videos
 from primelens.export.prefix_graph import build_prefix_connector, build_tree_decoder
 from primelens.export.question_graph import build_question_encoder, read_by
 from primelens.export.rank import RankKind
@@ -130,7 +131,8 @@ class TextKind:
         pictures: Sequence[NDArray[np.uint8]],
         options: GateOptions,
     ) -> Any:
-        return ask(checkpoint, head, pictures, options.steps)
+        frames = None if head.prefix is None else head.prefix.frames
+        return ask(checkpoint, head, as_videos(pictures, frames), options.steps)
 
     def gate(self, folder: Path, name: str, answers: Any, options: GateOptions) -> GateReport:
         return run_gate(folder, name, answers, options)

@@ -7,11 +7,13 @@ moved or a filter changed moves every patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["random_picture", "random_pictures"]
+__all__ = ["as_videos", "random_picture", "random_pictures"]
 
 
 def random_picture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
@@ -53,3 +55,17 @@ def random_pictures(count: int, size: tuple[int, int], seed: int) -> list[NDArra
         random_picture(max(shapes[i % 4][0], 8), max(shapes[i % 4][1], 8), seed + i)
         for i in range(count)
     ]
+
+
+def as_videos(pictures: Sequence[NDArray[np.uint8]], frames: int | None) -> list[NDArray[np.uint8]]:
+    """Of every picture ``[h, w, 3]`` a video ``[frames, h, w, 3]`` that pans over it while it turns
+    brighter; the pictures themselves where ``frames`` is None.
+    """
+    if frames is None:
+        return list(pictures)
+    videos = []
+    for picture in pictures:
+        steps = [(number * picture.shape[1] // frames, number) for number in range(frames)]
+        shown = [np.roll(picture, shift, axis=1) // 2 + 16 * number for shift, number in steps]
+        videos.append(np.clip(np.stack(shown), 0, 255).astype(np.uint8))
+    return videos

@@ -43,6 +43,7 @@ __all__ = [
     "as_array",
     "called",
     "decoder_family",
+    "frames_of",
     "model_family",
     "register_decoder",
     "register_model",
@@ -243,6 +244,14 @@ class ModelSplit:
     tower_family: str
     tower: TowerSplit
     heads: Mapping[str, HeadSplit | RankSplit]
+
+
+def frames_of(split: ModelSplit) -> int | None:
+    """How many frames the model reads of a video; None of a model for pictures."""
+    for head in split.heads.values():
+        if isinstance(head, HeadSplit) and head.prefix is not None:
+            return head.prefix.frames
+    return None
 
 
 def called(split: ModelSplit, kind: Literal["caption", "answer"] | None) -> ModelSplit:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         Ranking,
         Timings,
     )
+    from primelens.video import Video
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ __all__ = [
     "StoreError",
     "Timings",
     "UnsupportedError",
+    "Video",
     "__version__",
     "load",
 ]
@@ -96,6 +98,7 @@ _HOMES = {
     "RankedLabel": "results",
     "Ranking": "results",
     "Timings": "results",
+    "Video": "video",
 }
 
 

@@ -5,6 +5,8 @@ The tower runs once per batch, over the pictures that are neither encoded nor ke
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ from primelens.images import SourceImage, UndecodedImage, open_image
 from primelens.options import CacheOptions
 from primelens.preprocessing import Preprocessing
 from primelens.results import EncodedImage, Failure, Timings
+from primelens.video import Video, chosen, read_frames
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
@@ -47,7 +50,43 @@ class Prepared:
         self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
 
 
-Batch: TypeAlias = "tuple[list[Prepared | EncodedImage | Failure], list[EncodedImage]]"
+class PreparedVideo:
+    """The frames of a video, each read and preprocessed, or kept already."""
+
+    __slots__ = ("frames", "name", "timestamps")
+
+    def __init__(
+        self, name: str, frames: list[Prepared | EncodedImage], timestamps: tuple[float, ...]
+    ) -> None:
+        self.name, self.frames, self.timestamps = name, frames, timestamps
+
+    def joined(self, encoded: Sequence[EncodedImage]) -> EncodedImage:
+        """What the tower says about the frames, as one value."""
+        first = encoded[0]
+        times = [image.timings for image in encoded]
+        missed = next((image for image in encoded if image.cache == "miss"), first)
+        return EncodedImage(
+            taps={name: np.stack([image.taps[name] for image in encoded]) for name in first.taps},
+            identities=first.identities,
+            source=_digest_of([image.source for image in encoded]),
+            size=first.size,
+            name=self.name,
+            timings=Timings(
+                preprocess=sum(time.preprocess for time in times),
+                tower=max(time.tower for time in times),
+            ),
+            cache=missed.cache,
+            cache_reason=missed.cache_reason,
+            entries={
+                name: _digest_of([image.entries[name] for image in encoded])
+                for name in first.entries
+            },
+            timestamps=self.timestamps,
+        )
+
+
+Item: TypeAlias = "Prepared | PreparedVideo | EncodedImage"
+Batch: TypeAlias = "tuple[list[Item | Failure], list[EncodedImage]]"
 
 
 class ImageEncoder:
@@ -66,11 +105,36 @@ class ImageEncoder:
         self.preprocessing = Preprocessing.from_dict(dict(spec.preprocessing))
         self.identities = {name: tap.identity for name, tap in spec.taps.items()}
         self.kept = kept
+        self._frames = {head.frames for head in bundle.manifest.writers.values() if head.frames}
 
-    def prepare(self, image: ImageSource | EncodedImage) -> Prepared | EncodedImage:
-        """Read and preprocess a picture, unless it is encoded or kept already."""
+    def prepare(self, image: ImageSource | EncodedImage) -> Item:
+        """Read and preprocess a picture or video, unless it is encoded or kept already."""
         if isinstance(image, EncodedImage):
             return image
+        if isinstance(image, Video):
+            return self._video(image)
+        if isinstance(image, np.ndarray) and image.ndim == 4:
+            return self._video(Video(list(image)))
+        return self._picture(image)
+
+    def _video(self, video: Video) -> PreparedVideo:
+        source = video.source
+        if not isinstance(source, (str, os.PathLike)):
+            if video.frames not in (None, len(source)):
+                source = [source[number] for number in chosen(len(source), video.frames or 1)]
+            return PreparedVideo(video.name, [self._picture(image) for image in source],
+                                 tuple(float(number) for number in range(len(source))))  # fmt: skip
+        if video.frames is None and len(self._frames) != 1:
+            raise InputError(
+                f"{video.name} is a video, and the bundle {self._name!r} does not say how many "
+                "frames of it to take.",
+                remedy="Say Video(path, frames=6), and choose a head that reads videos.",
+            )
+        read = read_frames(source, video.frames or next(iter(self._frames)))
+        times = tuple(image.frame[1].timestamp_ns / 1e9 for image in read if image.frame)
+        return PreparedVideo(video.name, [self._picture(image) for image in read], times)
+
+    def _picture(self, image: ImageSource) -> Prepared | EncodedImage:
         start = time.perf_counter()
         opened = open_image(image)
         miss = None
@@ -99,15 +163,27 @@ class ImageEncoder:
             good = [item for item in prepared if not isinstance(item, Failure)]
             yield prepared, self.encode(good)
 
-    def attempt(self, image: ImageSource | EncodedImage) -> Prepared | EncodedImage | Failure:
+    def attempt(self, image: ImageSource | EncodedImage) -> Item | Failure:
         """`prepare`, with a `Failure` row for a picture that cannot be read."""
         try:
             return self.prepare(image)
         except InputError as error:
             return Failure(name_of(image), error)
 
-    def encode(self, items: Sequence[Prepared | EncodedImage]) -> list[EncodedImage]:
-        """Run the tower once over all items that are not encoded yet; keeps the order."""
+    def encode(self, items: Sequence[Item]) -> list[EncodedImage]:
+        """Run the tower once over all pictures that are not encoded yet, and once per video; keeps
+        the order.
+        """
+        pictures = [item for item in items if not isinstance(item, PreparedVideo)]
+        encoded = iter(self._encode(pictures))
+        return [
+            item.joined(self._encode(item.frames))
+            if isinstance(item, PreparedVideo)
+            else next(encoded)
+            for item in items
+        ]
+
+    def _encode(self, items: Sequence[Prepared | EncodedImage]) -> list[EncodedImage]:
         fresh = [item for item in items if isinstance(item, Prepared)]
         if not fresh:
             return [item for item in items if isinstance(item, EncodedImage)]
@@ -149,7 +225,8 @@ class ImageEncoder:
             for row, item in enumerate(items)
         ]
         if self.kept:
-            encoded = self.kept.keep(encoded, [item.miss for item in items if item.miss])
+            misses = [item.miss for item in items if item.miss]
+            encoded = self.kept.keep(encoded, misses, [item.source.frame for item in items])
         return {image.source: image for image in encoded}
 
 
@@ -157,6 +234,11 @@ def check_batch_size(size: int) -> None:
     """Raises `InputError` for a size below 1."""
     if size < 1:
         raise InputError(f"batch_size is {size}; it must be at least 1.")
+
+
+def _digest_of(digests: Sequence[str]) -> str:
+    """One digest of the frames' own, in order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _renamed(encoded: EncodedImage, item: Prepared) -> EncodedImage:
@@ -205,6 +287,6 @@ def name_of(image: object) -> str:
     """What a picture is called in messages and result rows."""
     if isinstance(image, (str, Path)):
         return str(image)
-    if isinstance(image, EncodedImage):
+    if isinstance(image, (EncodedImage, Video)):
         return image.name
     return f"<{type(image).__name__}>"

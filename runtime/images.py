@@ -28,7 +28,7 @@ import stat
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from primelens.errors import ImageError, OptionError
 from primelens.pillow_guard import DECODE_ERRORS, decoding
+
+if TYPE_CHECKING:
+    from primelens.store.key import Frame
+    from primelens.video import Video
 
 __all__ = [
     "FORMATS",
@@ -112,6 +116,8 @@ class SourceImage:
         format: Pillow's name of the file format, ``"array"`` or ``"PIL"``.
         name: path, or a description in angle brackets; for messages and result rows.
         orientation: EXIF orientation, 1 (upright) to 8.
+        frame: of a frame of a video file, the file's digest and which one it is; its own digest is
+            the SHA-256 of both (`primelens.video`).
     """
 
     picture: Image.Image
@@ -120,6 +126,7 @@ class SourceImage:
     format: str
     name: str
     orientation: int = 1
+    frame: tuple[str, Frame] | None = None
 
     def rgb(
         self,
@@ -171,7 +178,7 @@ class UndecodedImage:
 
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8] "
-    "| SourceImage"
+    "| SourceImage | Video"
 )
 
 

@@ -402,6 +402,7 @@ class Model(RankCalls):
                 self._result(image, other, progress, head, question) for other in row.others
             ),
             question=question,
+            timestamps=image.timestamps,
         )
 
     def _notice(self, image: EncodedImage, row: Continuation) -> str | None:

@@ -27,6 +27,7 @@ from primelens.images import read_image
 from primelens.model import Model, load
 from primelens.options import CaptionOptions, LoadOptions
 from primelens.results import EncodedImage
+from primelens.video import preprocessed
 
 __all__ = ["Check", "VerifyReport", "verify"]
 
@@ -109,7 +110,7 @@ def _golden(model: Model) -> dict[str, NDArray[Any]]:
 def _replay(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> list[Check]:
     parity = model.manifest.parity.get("golden", {})
     picture = golden[f"image.{number}"]
-    pixels = model.preprocessing(read_image(picture))
+    pixels = preprocessed(model.preprocessing, picture)
     digest = hashlib.sha256(np.ascontiguousarray(pixels, "<f4").tobytes()).hexdigest()
     wanted = parity.get("pixels_sha256", [])
     same = number < len(wanted) and digest == wanted[number]
@@ -136,13 +137,15 @@ def _replay(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> li
 
 def _kept(model: Model, golden: Mapping[str, NDArray[Any]], number: int) -> EncodedImage:
     """A golden picture as its taps were kept."""
-    source, tower = read_image(golden[f"image.{number}"]), model.manifest.tower
+    picture, tower = golden[f"image.{number}"], model.manifest.tower
+    source = read_image(picture if picture.ndim == 3 else picture[0])
     return EncodedImage(
         taps={t: golden[key] for t in tower.taps if (key := f"tap.{t}.{number}") in golden},
         identities={name: tap.identity for name, tap in tower.taps.items()},
         source=source.digest,
         size=source.size,
         name=source.name,
+        timestamps=() if picture.ndim == 3 else tuple(map(float, range(len(picture)))),
     )
 
 

@@ -157,8 +157,9 @@ class GitReference(VisionEncoderDecoderReference):
     """The source model answering the gate's questions, fed with what its tower said."""
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        states: torch.Tensor = self._model.git.image_encoder(pixel_values=pixels).last_hidden_state
-        return states
+        frames = pixels.flatten(0, -4)  # of pictures nothing, of videos all frames
+        states: torch.Tensor = self._model.git.image_encoder(pixel_values=frames).last_hidden_state
+        return states.reshape(*pixels.shape[:-3], *states.shape[1:])
 
     @torch.no_grad()
     def logits(self, tap: Array, tokens: Array) -> Array:

@@ -94,4 +94,12 @@ def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: A
 
 
 _register("git-base", _VISION, _TEXT, like="microsoft/git-base")
+_register(
+    "git-base-video",
+    _VISION,
+    {**_TEXT, "num_image_with_embedding": 6},
+    like="microsoft/git-base-vatex",
+    notes="videos of six frames",
+)
 _register("tiny-git", _TINY_VISION, _TINY_TEXT)
+_register("tiny-git-video", _TINY_VISION, {**_TINY_TEXT, "num_image_with_embedding": 3})

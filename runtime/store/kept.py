@@ -15,7 +15,7 @@ from primelens.manifest import TowerSpec
 from primelens.options import CacheOptions
 from primelens.results import EncodedImage
 from primelens.store.derived import DerivedTensors
-from primelens.store.key import EntryKey
+from primelens.store.key import EntryKey, Frame
 from primelens.store.outcome import Hit, Miss, StoreStats
 from primelens.store.store import EmbeddingStore
 
@@ -52,7 +52,7 @@ class KeptTaps:
 
     def find(self, image: SourceImage | UndecodedImage) -> EncodedImage | Miss:
         """The picture as it was encoded before, or why there is nothing."""
-        keys = self._keys(image.digest)
+        keys = self._keys(image.digest, getattr(image, "frame", None))
         found: dict[str, Hit] = {}
         for name, key in keys.items():
             result = self.store.get(key)
@@ -71,14 +71,21 @@ class KeptTaps:
             entries={name: key.digest for name, key in keys.items()},
         )
 
-    def keep(self, images: Sequence[EncodedImage], misses: Sequence[Miss]) -> list[EncodedImage]:
+    def keep(
+        self,
+        images: Sequence[EncodedImage],
+        misses: Sequence[Miss],
+        frames: Sequence[tuple[str, Frame] | None] | None = None,
+    ) -> list[EncodedImage]:
         """Keep what the tower said; the results hold what a later hit will hold.
 
         Args:
             images: fresh from the tower.
             misses: what `find` said about each.
+            frames: of frames of a video, the file's digest and which one each is.
         """
-        keys = [self._keys(image.source) for image in images]
+        frames = frames or [None] * len(images)
+        keys = [self._keys(i.source, frame) for i, frame in zip(images, frames, strict=True)]
         items = [
             (key, values, image.size)
             for image, named in zip(images, keys, strict=True)
@@ -104,13 +111,16 @@ class KeptTaps:
         tensors = self.derived
         return replace(self.store.stats(), derived_hits=tensors.hits, derived_misses=tensors.misses)
 
-    def _keys(self, source: str) -> dict[str, EntryKey]:
+    def _keys(self, source: str, frame: tuple[str, Frame] | None = None) -> dict[str, EntryKey]:
+        """The keys of a picture; of a frame, those of its place in the video's file."""
+        file, place = frame or (source, None)
         return {
             name: EntryKey(
                 tower=tap.identity,
                 variant=self.tower.variant,
                 dtype=self.store.options.dtype,
-                source=source,
+                source=file,
+                frame=place,
                 tap=name,
             )
             for name, tap in self.tower.taps.items()

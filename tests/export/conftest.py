@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,10 +16,11 @@ from primelens.export.answers import Answers
 from primelens.export.checkpoint import Checkpoint, open_checkpoint
 from primelens.export.draft import Draft, draft_bundle
 from primelens.export.options import ExportOptions, GateOptions
-from primelens.export.pictures import random_pictures
+from primelens.export.pictures import as_videos, random_pictures
 from primelens.export.pipeline import answers_of
 from primelens.export.reference_works import build
-from primelens.export.registry import ModelSplit
+from primelens.export.registry import ModelSplit, frames_of
+from primelens.video import preprocessed
 
 OPTIONS = ExportOptions(gate=GateOptions(threads=1, random_images=4, steps=24))
 
@@ -67,8 +69,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         checkpoint = open_checkpoint(folder)
         size = checkpoint.preprocessing.output_size
         assert size is not None
-        pixels = checkpoint.preprocessing.batch(random_pictures(4, size, OPTIONS.gate.seed))
-        head = checkpoint.family.split(checkpoint.model).heads["caption"]
+        split = checkpoint.family.split(checkpoint.model)
+        pictures = as_videos(random_pictures(4, size, OPTIONS.gate.seed), frames_of(split))
+        pixels = np.stack([preprocessed(checkpoint.preprocessing, one) for one in pictures])
+        head = split.heads["caption"]
         length = {"max_new_tokens": 20}
         choose_end_token(folder, head.reference.generate(pixels, length, plain=True))
         return folder
