@@ -14,6 +14,7 @@ import primelens
 from primelens import CaptionOptions, DecodingOptions, LoadOptions
 from primelens.errors import OptionError
 from primelens.export import proof as proof_module
+from primelens.export import proof_captions
 from primelens.export.bundle_writer import write_draft
 from primelens.export.proof import Proof, ProofOptions, Subject, cases, end_token, prove_captions
 from primelens.export.proof_table import merge_json, print_row, print_title, read_json
@@ -83,7 +84,7 @@ def test_a_difference_is_found_and_a_tie_is_none(
     name = "tiny-vitgpt2"
     subject = subject_of(works(name), name, tmp_path)
     case = cases(SMALL, None)[0]
-    comparison = proof_module._Captions(subject)
+    comparison = proof_captions.CaptionProof(subject)
     wanted = comparison._wanted(case, [], slice(0, 1))[0]
     other = [*wanted[:-1], (wanted[-1] + 5) % 320]
     comparison._compare(case, 0, other, wanted)
@@ -91,7 +92,7 @@ def test_a_difference_is_found_and_a_tie_is_none(
     (failure,) = comparison._found.failures
     assert "in float64 the source's is ahead by" in failure
     # With a rounding error as large as the logits themselves nothing can be told apart.
-    blurred = proof_module._Captions(Subject(**{**subject.__dict__, "rounding": 1e3}))
+    blurred = proof_captions.CaptionProof(Subject(**{**subject.__dict__, "rounding": 1e3}))
     blurred._compare(case, 0, other, wanted)
     assert (blurred._found.ties, blurred._found.failures) == (1, [])
 
