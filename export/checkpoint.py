@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from primelens.errors import CheckpointError, PrimelensError, UnsupportedError
+from primelens.export.big_vision import NOTE, is_big_vision, unpacked
 from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import ModelFamily, model_family
 from primelens.export.weight_files import find_weights
@@ -42,6 +43,10 @@ _PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _TEXT_SIDE = (
     "It is a text side that was tuned without its tower: put it into a bundle that has the tower "
     "(primelens add-head, swap-head)."
+)
+_TOKENIZER_SETTINGS = (
+    *("pad_token", "eos_token", "bos_token", "unk_token", "padding_side", "truncation_side"),
+    *("model_max_length", "model_input_names", "clean_up_tokenization_spaces"),
 )
 _UNUSED_WEIGHTS = re.compile(r"(^|\.)pooler\.")  # no tap reads them
 
@@ -107,7 +112,8 @@ def open_checkpoint(
     """Check and load a checkpoint folder.
 
     Args:
-        folder: as ``save_pretrained`` writes it, with tokenizer and preprocessor.
+        folder: as ``save_pretrained`` writes it, with tokenizer and preprocessor; or a file of
+            official LiT weights (`primelens.export.big_vision`).
         name: what to call it; the folder's last part by default.
         revision: the hub commit that it came from.
         of_tower: for a text side that may come without its tower: the tower's preprocessing. Then
@@ -119,6 +125,11 @@ def open_checkpoint(
         UnsupportedError: the architecture or one of its settings has no exporter; lists every gap.
     """
     folder = Path(folder)
+    if is_big_vision(folder):
+        with unpacked(folder) as made:
+            checkpoint = open_checkpoint(made, name=name or folder.stem, revision=revision)
+        checkpoint.notes.append(NOTE)
+        return checkpoint
     problems: list[str] = []
     raw = read_config(folder, problems)
     weights = find_weights(folder, problems)
@@ -283,14 +294,15 @@ def _tokenizer(folder: Path) -> Any:
         path = folder / "tokenizer.json"
         if path.is_file():
             logger.info("tokenizer.json is used as it is: %s", error)
-            return _bare_tokenizer(path)
+            return _bare_tokenizer(path, folder / "tokenizer_config.json")
         raise CheckpointError(
             f"transformers {transformers.__version__} cannot build the tokenizer: {error}",
             remedy="Save a fast tokenizer (tokenizer.json) into the folder.",
         ) from error
 
 
-def _bare_tokenizer(path: Path) -> Any:
+def _bare_tokenizer(path: Path, config: Path) -> Any:
+    """The file as it is, with what the configuration says of padding and length."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises plain Exception
@@ -298,4 +310,6 @@ def _bare_tokenizer(path: Path) -> Any:
             f"{path} is not a tokenizer that this version of tokenizers reads: {error}.",
             remedy="Upgrade tokenizers, or save the tokenizer again.",
         ) from error
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    settings = (_read_json(config, []) or {}) if config.is_file() else {}
+    known = {key: settings[key] for key in _TOKENIZER_SETTINGS if settings.get(key) is not None}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **known)

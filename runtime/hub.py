@@ -67,6 +67,8 @@ def resolve(
         BundleError: what the hub has under this name is no sound bundle, or a newer one.
     """
     text = os.fspath(name)
+    if kind == "checkpoint" and text.endswith(".npz") and Path(text).is_file():
+        return Path(text)  # official LiT weights, which the exporter unpacks
     local = _local(text)
     if local is None and text in SHIPPED and kind == "bundle":
         local = _shipped(text)
