@@ -5,6 +5,7 @@ needs it, when it is called, so that the way from process start to the first cap
 """
 
 from primelens.cli import (
+    answer,
     bench,
     cache,
     caption,
@@ -27,6 +28,7 @@ from primelens.cli import (
 from primelens.cli.app import main
 
 __all__ = [
+    "answer",
     "bench",
     "cache",
     "caption",
