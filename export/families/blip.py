@@ -43,10 +43,10 @@ from primelens.export.registry import (
 from primelens.export.towers import LastHiddenState, canonical, pair, upstream
 from primelens.manifest import Generation
 
-__all__ = ["Blip", "BlipTower", "text_stack"]
+__all__ = ["RENAMES", "Blip", "BlipTower", "text_stack"]
 
 _TAP = "last_hidden_state"
-_RENAMES = (
+RENAMES = (
     (r"^encoder\.layers\.(\d+)\.", r"layer.\1."),
     (r"self_attn\.projection\.", "attention.out."),
     (r"self_attn\.", "attention."),
@@ -85,7 +85,7 @@ class BlipTower:
                 "norm_epsilon": config.layer_norm_eps,
                 "patch_size": list(pair(config.patch_size)),
             },
-            taps={_TAP: canonical(upstream(model, _NOTHING), _RENAMES)},
+            taps={_TAP: canonical(upstream(model, _NOTHING), RENAMES)},
             size=pair(config.image_size),
         )
 

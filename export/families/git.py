@@ -12,14 +12,12 @@ exporter calls it a caption head unless it is told ``head_kind="answer"``.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers.modeling_outputs import BaseModelOutput
 
 from primelens.export.decoder_plan import DecoderPlan, Embedding, LmHead
 from primelens.export.families.bert import bert_layer
@@ -28,6 +26,7 @@ from primelens.export.families.vision_encoder_decoder import (
     VisionEncoderDecoderReference,
     until_end,
 )
+from primelens.export.fed_tower import fed
 from primelens.export.generation import resolve_generation
 from primelens.export.layers import activation_gap, norm, same
 from primelens.export.registry import (
@@ -164,7 +163,7 @@ class GitReference(VisionEncoderDecoderReference):
     @torch.no_grad()
     def logits(self, tap: Array, tokens: Array) -> Array:
         """Teacher-forced, in one pass without a cache, from what `taps` returned."""
-        with self._fed(self._tensor(tap)) as pixels:
+        with fed(self._model.git, "image_encoder", self._tensor(tap)) as pixels:
             output = self._model(
                 input_ids=torch.from_numpy(tokens), pixel_values=pixels, use_cache=False
             )
@@ -177,7 +176,7 @@ class GitReference(VisionEncoderDecoderReference):
         generation = resolve_generation(self._model)
         start, ends = [*generation.start_tokens, *prompt], set(generation.eos_tokens)
         ids = torch.tensor([start] * len(states))
-        with self._fed(states) as pixels:
+        with fed(self._model.git, "image_encoder", states) as pixels:
             rows = self._model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -185,27 +184,3 @@ class GitReference(VisionEncoderDecoderReference):
                 **settings,
             )
         return [until_end(row[len(start) :].tolist(), ends) for row in rows]
-
-    @contextlib.contextmanager
-    def _fed(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Let the model's tower say ``states``; yields the pixels to call the model with."""
-        git = self._model.git
-        tower, git.image_encoder = git.image_encoder, _Given(states.flatten(0, states.dim() - 3))
-        shape = states.shape[:-2]  # [B], or [B, F]
-        try:
-            numbers = torch.arange(int(torch.Size(shape).numel()), dtype=states.dtype)
-            yield numbers.reshape(*shape, 1, 1, 1)
-        finally:
-            git.image_encoder = tower
-
-
-class _Given(torch.nn.Module):
-    """A tower that has looked at all pictures already: a pixel is the number of its picture."""
-
-    def __init__(self, states: torch.Tensor) -> None:
-        super().__init__()
-        self._states = states
-
-    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutput:
-        """``[B, 1, 1, 1]`` → a copy of the states, which the model adds to in place."""
-        return BaseModelOutput(last_hidden_state=self._states[pixel_values.flatten().long()])
