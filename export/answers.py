@@ -184,4 +184,5 @@ def pixels_of(processor: Any, picture: NDArray[np.uint8]) -> Array:
         return np.concatenate([pixels_of(processor, frame) for frame in picture])[None]
 
     values = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"]
-    return np.asarray(values, np.float32)
+    values = np.asarray(values, np.float32)
+    return values.reshape(1, *values.shape[-3:])  # of a video processor, one frame of one video

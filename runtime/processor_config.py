@@ -111,6 +111,13 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         "default_to_square": False,
         "do_convert_rgb": True,
     },
+    "VideoMAE": {  # of a video's frames, one by one
+        **_HALF,
+        **_CROP_224,
+        "size": {"shortest_edge": 224},
+        "resample": _BILINEAR,
+        "default_to_square": False,
+    },
     "ViT": {**_HALF, "size": _square(224), "resample": _BILINEAR},
 }
 

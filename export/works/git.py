@@ -10,7 +10,7 @@ from transformers import GitConfig, GitForCausalLM
 from primelens.export.randomise import randomise
 from primelens.export.work import Work, register_work
 
-__all__ = ["clip_pictures"]
+__all__ = ["clip_pictures", "video_pictures"]
 
 _VISION = {
     "hidden_size": 768,
@@ -69,6 +69,17 @@ def clip_pictures(side: int) -> dict[str, Any]:
     }
 
 
+def video_pictures(side: int) -> dict[str, Any]:
+    """Preprocessor settings of VideoMAE for square frames."""
+    return {
+        **clip_pictures(side),
+        "image_processor_type": "VideoMAEImageProcessor",
+        "resample": 2,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+
+
 def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: Any) -> None:
     def model(seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -78,6 +89,7 @@ def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: A
         return made
 
     side = int(vision["image_size"])
+    pictures = video_pictures if text.get("num_image_with_embedding") else clip_pictures
     register_work(
         Work(
             name=name,
@@ -87,7 +99,7 @@ def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: A
             model=model,
             picture=(side, side),
             vocab_size=int(text["vocab_size"]),
-            processor=clip_pictures(side),
+            processor=pictures(side),
             **more,
         )
     )

@@ -44,7 +44,7 @@ class Work:
     answers: dict[str, Answers]
 
 
-def choose_end_token(folder: Path, texts: list[list[int]]) -> None:
+def choose_end_token(checkpoint: Checkpoint, texts: list[list[int]]) -> None:
     """Make a token the end token that ends some of the texts early, and not all of them."""
     suitable = [
         token
@@ -53,7 +53,10 @@ def choose_end_token(folder: Path, texts: list[list[int]]) -> None:
         and min(text.index(token) for text in texts if token in text) >= 3
     ]
     assert suitable, "no token ends some texts in their middle; choose another seed"
-    path = folder / "generation_config.json"
+    if hasattr(checkpoint.family, "end_with"):  # whose end token is not generation_config's
+        checkpoint.family.end_with(checkpoint.folder, checkpoint.model, suitable[0])
+        return
+    path = checkpoint.folder / "generation_config.json"
     settings = json.loads(path.read_text())
     settings["eos_token_id"] = suitable[0]
     path.write_text(json.dumps(settings))
@@ -74,7 +77,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         pixels = np.stack([preprocessed(checkpoint.preprocessing, one) for one in pictures])
         head = split.heads["caption"]
         length = {"max_new_tokens": 20}
-        choose_end_token(folder, head.reference.generate(pixels, length, plain=True))
+        choose_end_token(checkpoint, head.reference.generate(pixels, length, plain=True))
         return folder
 
     return of

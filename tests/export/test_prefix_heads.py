@@ -117,6 +117,30 @@ class _Normed(torch.nn.Module):
         return torch.nn.functional.layer_norm(states, states.shape[-1:], self.weight, self.bias)
 
 
+class _Reversed(torch.nn.Module):
+    """The prefix from its end to its start."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        prefix: torch.Tensor = self.module(states)
+        return prefix.flip(1)
+
+
+class _Late(torch.nn.Module):
+    """The prefix at positions that are one too high."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module, self.places = module, module.places
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        prefix: torch.Tensor = self.module(states)
+        return prefix - self.places + self.places.roll(-1, 0)
+
+
 def embedding_norm_on_the_prefix(draft: Draft, work: Work) -> None:
     plan = work.split.heads[HEAD].plan
     in_connector(lambda p: _replace(p, module=_Normed(p.module, plan)))(draft, work)
@@ -164,7 +188,21 @@ PREFIX: Table = {
     "tower norm epsilon": VIT["tower norm epsilon"],
     **CROPPED,
 }
-TABLES: dict[str, Table] = {"tiny-git": PREFIX}
+OPT: Table = {
+    "queries in reverse": in_connector(lambda p: _replace(p, module=_Reversed(p.module))),
+    "prefix bidirectional": in_connector(lambda prefix: _replace(prefix, causal=False)),
+    "prefix one position late": in_connector(lambda p: _replace(p, module=_Late(p.module))),
+    "another image's prefix": PREFIX["another image's prefix"],
+    "text positions as if without placeholders": in_decoder(
+        at("embedding", "positions", by=rolled(8))
+    ),
+    "final norm missing": in_decoder(at("final_norm", by=none)),
+    "norm after": in_decoder(at("norm_first", by=lambda _: False)),
+    "value bias dropped": PREFIX["value bias dropped"],
+    "start token": PREFIX["start token"],
+    "end token ignored": PREFIX["end token ignored"],
+}
+TABLES: dict[str, Table] = {"tiny-git": PREFIX, "tiny-blip2-opt": OPT}
 
 
 def _gate(draft: Draft, work: Work, folder: Path) -> None:
@@ -218,11 +256,12 @@ def test_the_gate_catches_a_broken_session(
             _gate(work.draft, work, tmp_path)
 
 
-def test_the_gate_can_see(works: Callable[[str], Work]) -> None:
-    answers = works("tiny-git").answers[HEAD]
+@pytest.mark.parametrize("name", list(TABLES))
+def test_the_gate_can_see(works: Callable[[str], Work], name: str) -> None:
+    answers = works(name).answers[HEAD]
     texts = [tuple(tokens) for tokens in answers.forced]
     assert len(set(texts)) == len(texts)
-    assert np.mean([len(set(text)) / len(text) for text in texts]) >= find_work("tiny-git").variety
+    assert np.mean([len(set(text)) / len(text) for text in texts]) >= find_work(name).variety
     lengths = [len(tokens) for tokens in answers.natural]
     assert min(lengths) < 20
     assert max(lengths) == 20
@@ -250,19 +289,23 @@ def git(works: Callable[[str], Work], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def test_beams_and_prompts_equal_generate(works: Callable[[str], Work], git: Path) -> None:
-    work, options = works("tiny-git"), LoadOptions(threads=1, check="size")
+@pytest.mark.parametrize("name", list(TABLES))
+def test_beams_and_prompts_equal_generate(
+    works: Callable[[str], Work], name: str, tmp_path: Path
+) -> None:
+    work, options = works(name), LoadOptions(threads=1, check="size")
     answers = work.answers[HEAD]
+    _gate(work.draft, work, tmp_path)
     small = ProofOptions(
         pictures=4, steps=20, beams=(3,), penalties=(0.6, 1.4), batches=(3,), threads=1
     )
     subject = Subject(
-        work=find_work("tiny-git"),
+        work=find_work(name),
         options=small,
         source=work.checkpoint,
         name=HEAD,
         head=work.split.heads[HEAD],
-        model=primelens.load(git, options=options),
+        model=primelens.load(tmp_path, options=options),
         pictures=answers.pictures,
         pixels=answers.pixels,
         rounding=answers.logits.noise,

@@ -26,6 +26,7 @@ MODULES = {
     "MobileNetV1": "mobilenet_v1",
     "Pvt": "pvt",
     "Siglip": "siglip",
+    "VideoMAE": "videomae",
     "ViT": "vit",
 }
 
@@ -56,6 +57,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("Siglip", {"size": 70}),
     ("Pvt", {"size": 64}),
     ("MobileNetV1", {"size": 72, "crop_size": 64}),
+    ("VideoMAE", {}),
+    ("VideoMAE", {"size": {"shortest_edge": 60}, "crop_size": {"height": 48, "width": 48}}),
     ("ConvNext", {"size": {"shortest_edge": 96}}),
     ("ConvNext", {"size": {"shortest_edge": 96}, "crop_pct": 0.95}),
     ("ConvNext", {}),
@@ -115,6 +118,7 @@ def _compare(family: str, settings: dict[str, Any], seed: int, count: int) -> No
             given = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
         try:
             theirs = processor(given, return_tensors="np")["pixel_values"][0]
+            theirs = theirs.reshape(theirs.shape[-3:])  # VideoMAE's: one frame of one video
         except ValueError:  # Donut's thumbnail of a thin strip has no width left
             with pytest.raises(ImageError):
                 ours(picture)
