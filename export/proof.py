@@ -43,7 +43,7 @@ from primelens.export.proof_subject import (
 )
 from primelens.export.questions import questions_for
 from primelens.export.quiet import quiet_transformers
-from primelens.export.registry import HeadSplit, frames_of
+from primelens.export.registry import frames_of
 from primelens.export.work import Work, build
 from primelens.verify import verify
 from primelens.video import preprocessed
@@ -191,9 +191,7 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _end_some_texts(
-    folder: Path, source: Checkpoint, head: HeadSplit, pixels: Array, steps: int
-) -> None:
+def _end_some_texts(folder: Path, source: Checkpoint, head: Any, pixels: Array, steps: int) -> None:
     """Choose an end token that ends some of the texts in their middle, and not all of them.
 
     Random weights hardly ever choose the end token of their configuration, and texts that all run

@@ -100,7 +100,7 @@ class CaptionProof:
     def _length(self, case: Case, prompt: Tokens) -> int:
         options, fed = self._subject.options, len(self._head.generation.start_tokens) + len(prompt)
         steps = options.steps if case.beams == 1 else options.beam_steps
-        return min(steps, self._head.plan.max_positions + 1 - fed)
+        return min(steps, int(self._head.plan.max_positions) + 1 - fed)
 
     def _wanted(self, case: Case, prompt: Tokens, rows: slice) -> list[Tokens]:
         pixels, settings = self._subject.pixels[rows], self._settings(case, prompt)

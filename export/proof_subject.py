@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from primelens.errors import UnsupportedError
 from primelens.export.checkpoint import Checkpoint
-from primelens.export.registry import HeadSplit
 from primelens.export.work import Work
 
 __all__ = [
@@ -86,11 +84,14 @@ def cases(options: ProofOptions, prompt: str | None) -> list[Case]:
     """
     prompts = [None] if prompt is None or not options.prompted else [None, prompt]
     found = [Case(1, 1.0, said, batch) for said in prompts for batch in options.batches]
-    axes = (options.beams, options.penalties, prompts, options.batches)
-    for places in itertools.product(*(range(len(axis)) for axis in axes)):
-        if sum(places) % 2 == 0:
-            beams, penalty, said, batch = (axis[k] for axis, k in zip(axes, places, strict=True))
-            found.append(Case(beams, penalty, said, batch))
+    for i, beams in enumerate(options.beams):
+        for j, penalty in enumerate(options.penalties):
+            for k, said in enumerate(prompts):
+                found += [
+                    Case(beams, penalty, said, batch)
+                    for n, batch in enumerate(options.batches)
+                    if (i + j + k + n) % 2 == 0
+                ]
     return found
 
 
@@ -112,7 +113,7 @@ class Subject:
     Attributes:
         work, options: what is proved, and how thoroughly.
         source: the opened checkpoint.
-        name, head: the head in the source.
+        name, head: the head in the source, as its family split it.
         model: the bundle, loaded.
         pictures: uint8 ``[h, w, 3]`` each.
         pixels: ``[K, 3, H, W]``, preprocessed.
@@ -123,7 +124,7 @@ class Subject:
     options: ProofOptions
     source: Checkpoint
     name: str
-    head: HeadSplit
+    head: Any
     model: Any
     pictures: Sequence[Array]
     pixels: Array

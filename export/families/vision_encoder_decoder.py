@@ -155,7 +155,7 @@ class VisionEncoderDecoderReference:
         gate asks about the same pictures again and again.
         """
         dtype = next(self._model.parameters()).dtype
-        key = (dtype, pixels.shape, hashlib.sha256(np.ascontiguousarray(pixels)).digest())
+        key = (dtype, pixels.shape, hashlib.sha256(np.ascontiguousarray(pixels).data).digest())
         if key not in self._seen:
             while len(self._seen) >= _REMEMBERED:
                 self._seen.pop(next(iter(self._seen)))

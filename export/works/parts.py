@@ -10,9 +10,11 @@ from typing import Any
 
 from primelens.towers import FeatureMapTowerConfig
 
+Settings = dict[str, Any]
+
 # Towers -----------------------------------------------------------------------------------------
 
-VIT = {
+VIT: Settings = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -23,7 +25,7 @@ VIT = {
     "patch_size": 16,
     "qkv_bias": True,
 }
-TINY_VIT = {
+TINY_VIT: Settings = {
     **VIT,
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -32,7 +34,7 @@ TINY_VIT = {
     "image_size": 32,
     "patch_size": 8,
 }
-BEIT = {
+BEIT: Settings = {
     **{name: value for name, value in VIT.items() if name != "qkv_bias"},
     "use_relative_position_bias": True,
     "use_absolute_position_embeddings": False,
@@ -41,14 +43,14 @@ BEIT = {
     "use_mask_token": False,
     "layer_scale_init_value": 0.1,
 }
-TINY_BEIT = {
+TINY_BEIT: Settings = {
     **BEIT,
     **{name: value for name, value in TINY_VIT.items() if name != "qkv_bias"},
     "use_absolute_position_embeddings": True,
     "use_shared_relative_position_bias": True,
     "use_mean_pooling": False,
 }
-SWIN = {
+SWIN: Settings = {
     "image_size": 224,
     "patch_size": 4,
     "embed_dim": 128,
@@ -60,9 +62,9 @@ SWIN = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
 }
-SWIN_TINY = {**SWIN, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+SWIN_TINY: Settings = {**SWIN, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
 # Small ones: windows of 3 that do not fit into 8 x 8 patches, so that maps are padded and shifted.
-TINY_SWIN = {
+TINY_SWIN: Settings = {
     **SWIN,
     "image_size": 32,
     "embed_dim": 24,
@@ -71,38 +73,38 @@ TINY_SWIN = {
     "window_size": 3,
     "use_absolute_embeddings": True,
 }
-DONUT_SWIN = {
+DONUT_SWIN: Settings = {
     **SWIN,
     "image_size": [1280, 960],
     "depths": [2, 2, 14, 2],
     "window_size": 10,
 }
-TINY_DONUT_SWIN = {
+TINY_DONUT_SWIN: Settings = {
     **TINY_SWIN,
     "image_size": [40, 24],
     "use_absolute_embeddings": False,
 }
-RESNET = {
+RESNET: Settings = {
     "embedding_size": 64,
     "hidden_sizes": [256, 512, 1024, 2048],
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
     "hidden_act": "relu",
 }
-TINY_RESNET = {
+TINY_RESNET: Settings = {
     "embedding_size": 16,
     "hidden_sizes": [24, 40],
     "depths": [2, 1],
     "layer_type": "bottleneck",
 }
-CONVNEXT = {
+CONVNEXT: Settings = {
     "patch_size": 4,
     "hidden_sizes": [96, 192, 384, 768],
     "depths": [3, 3, 9, 3],
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
 }
-TINY_CONVNEXT = {**CONVNEXT, "num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2]}
+TINY_CONVNEXT: Settings = {**CONVNEXT, "num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2]}
 
 
 def map_tower(backbone: Any, side: int) -> FeatureMapTowerConfig:
@@ -111,15 +113,15 @@ def map_tower(backbone: Any, side: int) -> FeatureMapTowerConfig:
 
 # Decoders ---------------------------------------------------------------------------------------
 
-TEXT = {
+TEXT: Settings = {
     "add_cross_attention": True,
     "is_decoder": True,
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-FAIRSEQ_TEXT = {**TEXT, "eos_token_id": 2, "pad_token_id": 1}
-GPT2 = {
+FAIRSEQ_TEXT: Settings = {**TEXT, "eos_token_id": 2, "pad_token_id": 1}
+GPT2: Settings = {
     **TEXT,
     "vocab_size": 50257,
     "n_positions": 1024,
@@ -129,7 +131,7 @@ GPT2 = {
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
 }
-TINY_GPT2 = {
+TINY_GPT2: Settings = {
     **GPT2,
     "vocab_size": 320,
     "n_positions": 64,
@@ -137,7 +139,7 @@ TINY_GPT2 = {
     "n_layer": 3,
     "n_head": 4,
 }
-BERT = {
+BERT: Settings = {
     **TEXT,
     "vocab_size": 30522,
     "hidden_size": 768,
@@ -149,7 +151,7 @@ BERT = {
     "type_vocab_size": 2,
     "layer_norm_eps": 1e-12,
 }
-TINY = {
+TINY: Settings = {
     "vocab_size": 320,
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -157,7 +159,7 @@ TINY = {
     "intermediate_size": 128,
     "max_position_embeddings": 64,
 }
-ROBERTA = {
+ROBERTA: Settings = {
     **BERT,
     **FAIRSEQ_TEXT,
     "vocab_size": 50265,
@@ -165,7 +167,7 @@ ROBERTA = {
     "type_vocab_size": 1,
     "layer_norm_eps": 1e-5,
 }
-BART = {
+BART: Settings = {
     **FAIRSEQ_TEXT,
     "vocab_size": 50265,
     "d_model": 768,
@@ -176,7 +178,7 @@ BART = {
     "max_position_embeddings": 1024,
     "scale_embedding": False,
 }
-DONUT_TEXT = {
+DONUT_TEXT: Settings = {
     **BART,
     "vocab_size": 57525,
     "d_model": 1024,
@@ -186,7 +188,7 @@ DONUT_TEXT = {
     "max_position_embeddings": 1536,
     "scale_embedding": True,
 }
-TROCR = {
+TROCR: Settings = {
     **BART,
     "d_model": 1024,
     "decoder_layers": 12,
@@ -197,7 +199,7 @@ TROCR = {
     "use_learned_position_embeddings": True,
     "layernorm_embedding": True,
 }
-TINY_BART = {
+TINY_BART: Settings = {
     "vocab_size": 320,
     "d_model": 64,
     "decoder_layers": 3,
@@ -208,9 +210,9 @@ TINY_BART = {
 
 # Preprocessors ----------------------------------------------------------------------------------
 
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+IMAGENET: Settings = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 BICUBIC = 3
-BEIT_PICTURES = {"image_processor_type": "BeitImageProcessor", "do_center_crop": False}
+BEIT_PICTURES: Settings = {"image_processor_type": "BeitImageProcessor", "do_center_crop": False}
 
 
 def deit_pictures(resized: int, cropped: int) -> dict[str, Any]:
