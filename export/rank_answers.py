@@ -49,6 +49,7 @@ class RankAnswers:
         image: ``[K, W]`` image embeddings.
         text: ``[N, W]`` text embeddings, of all texts in one padded batch.
         scores: ``[K, N]``.
+        scoring, templates: what the head's scores become, and what its labels are put in.
         encoded: where the source was fed with what the bundle's own tower says, the pictures as the
             bundle encodes them; the gate then begins at the seam.
     """
@@ -61,6 +62,8 @@ class RankAnswers:
     image: Compared
     text: Compared
     scores: Compared
+    scoring: str
+    templates: tuple[str, ...]
     encoded: Sequence[EncodedImage] | None = None
 
     @property
@@ -140,4 +143,6 @@ def ask_rank(
         image=image,
         text=text,
         scores=scores,
+        scoring=head.scoring,
+        templates=head.templates,
     )

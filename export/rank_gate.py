@@ -77,7 +77,7 @@ class _RankGate:
     def run(self) -> GateReport:
         """All stages until one fails."""
         report = self._report
-        stages = [self._ids, self._image, self._text, self._scores, self._order]
+        stages = [self._settings, self._ids, self._image, self._text, self._scores, self._order]
         if self._answers.encoded is None:
             stages = [self._pixels, self._tap, *stages]
         else:
@@ -89,6 +89,14 @@ class _RankGate:
                 break
         report.found = self._found
         return report
+
+    def _settings(self) -> list[str]:
+        """What no score shows: how probabilities are made, and of which prompts."""
+        return [
+            f"{name} is {found}, the source's is {wanted}"
+            for name in ("scoring", "templates")
+            if (found := getattr(self._head.spec, name)) != (wanted := getattr(self._answers, name))
+        ]
 
     def _pixels(self) -> list[str]:
         answers, failures = self._answers, []
