@@ -96,7 +96,7 @@ def convert(path: Path, folder: Path) -> Path:
     _fill(model, tensors, path)
     model.save_pretrained(folder)
     _write_tokenizer(path.with_suffix(".txt"), folder, int(text.vocab_size))
-    _write_processor(folder, int(vision.image_size))
+    _write_processor(folder, _side(vision.image_size))
     return folder
 
 
@@ -226,9 +226,14 @@ def _blocks(arrays: Mapping[str, Array]) -> list[dict[str, Array]]:
     return blocks
 
 
+def _side(size: Any) -> int:
+    """Of a square, as transformers has it: one number, or two equal ones."""
+    return int(size if isinstance(size, int) else size[0])
+
+
 def _image(arrays: Mapping[str, Array], config: ViTConfig, size: int) -> dict[str, Array]:
     width, table = config.hidden_size, _position_table(arrays)
-    if table.shape[1] == (config.image_size // config.patch_size) ** 2:
+    if table.shape[1] == (_side(config.image_size) // _side(config.patch_size)) ** 2:
         # These positions were added before the class token was put in front: it has none.
         table = np.concatenate([np.zeros((1, 1, width), np.float32), table], axis=1)
     state = {

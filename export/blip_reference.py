@@ -70,7 +70,8 @@ class _Blip:
         """
         dtype = next(self._model.parameters()).dtype
         keys = [
-            (dtype, hashlib.sha256(np.ascontiguousarray(picture)).digest()) for picture in pixels
+            (dtype, hashlib.sha256(np.ascontiguousarray(picture).tobytes()).digest())
+            for picture in pixels
         ]
         found = {key: self._seen[key] for key in keys if key in self._seen}
         fresh = {key: row for row, key in enumerate(keys) if key not in found}

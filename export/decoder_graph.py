@@ -128,6 +128,8 @@ class StackBuilder:
         self._length: int | str = cross_length or "L"
         self._g = GraphBuilder(name)
         self._lengths: ir.Value | None = None  # of cross-attention, where not all of it counts
+        self._ids: ir.Value
+        self._positions: ir.Value
 
     def _states(self) -> ir.Value:
         """The last layer's states."""

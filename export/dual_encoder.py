@@ -66,7 +66,8 @@ class TextSide(torch.nn.Module):
 
 
 def _normalised(values: torch.Tensor) -> torch.Tensor:
-    return values / torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    lengths: torch.Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    return values / lengths
 
 
 class _Pooled(torch.nn.Module):

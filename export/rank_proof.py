@@ -84,7 +84,7 @@ def _expected(subject: Subject, templates: Sequence[str]) -> tuple[Array, float]
     """``[K, N]`` scores by the source in float64, and what rounding explains."""
     head, tokenizer = subject.head, subject.source.tokenizer
     reference: Any = head.reference
-    spec: Any = text_spec(subject.source, head, "")  # type: ignore[arg-type]
+    spec: Any = text_spec(subject.source, head, "")
     prompts = [t.replace("{}", label) for label in LABELS for t in templates]
     padding = "max_length" if spec.pad_to_max else "longest"
     batch = tokenizer(prompts, padding=padding, truncation=True, max_length=spec.max_length)
@@ -96,7 +96,7 @@ def _expected(subject: Subject, templates: Sequence[str]) -> tuple[Array, float]
         image, text, _ = reference.answer(tap, ids, mask)
         means = text.reshape(len(LABELS), len(templates), -1).mean(axis=1)
         means = means / np.linalg.norm(means, axis=1, keepdims=True)
-        found: Array = head.scale * (image @ means.T) + head.bias  # type: ignore[attr-defined]
+        found: Array = head.scale * (image @ means.T) + head.bias
         return found
 
     single = scores()

@@ -87,7 +87,7 @@ def _matching(opened: Bundle, tensors: Mapping[str, torch.Tensor]) -> tuple[dict
     spec = opened.manifest.tower
     (tap, declared), *_ = spec.taps.items()
     for folded in (True, False):
-        architecture = {
+        architecture: dict[str, Any] = {
             "backbone_config": _backbone(tensors),
             "grid_size": _grid(declared.shape[0]),
             "position_embedding": "position_table" in tensors,

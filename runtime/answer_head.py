@@ -241,6 +241,7 @@ class AnswerHead(TextHead):
         The encoder folds the questions of a picture into one longer query, so a call of it takes
         pictures with equally many.
         """
+        assert isinstance(workspace.session, DecoderSession)
         cross = workspace.session.cross
         owned: dict[int, list[int]] = {}  # picture → rows of the workspace
         for row, place in enumerate(members):

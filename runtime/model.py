@@ -273,8 +273,9 @@ class Model(RankCalls):
         assert progress is not None  # a decode has at least one step
         yield Piece(text.finish(), self._results(encoded, progress, head)[0])
 
+    # A str is a Sequence of str, hence the overlap: the first signature takes it.
     @overload
-    def answer(
+    def answer(  # type: ignore[overload-overlap]
         self,
         image: ImageSource | EncodedImage,
         questions: str,

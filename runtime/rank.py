@@ -85,7 +85,7 @@ class RankHead:
             PromptError: a text is empty.
         """
         for text in texts:
-            if not isinstance(text, str) or not text.strip():
+            if not _says_something(text):
                 raise PromptError(f"The text {text!r} is empty.", remedy="Give some text.")
         if not texts:
             return np.zeros((0, self.spec.width), np.float32)
@@ -108,7 +108,7 @@ class RankHead:
         """
         templates = self._templates(template)
         for label in labels:
-            if not isinstance(label, str) or not label.strip():
+            if not _says_something(label):
                 raise PromptError(f"The label {label!r} is empty.", remedy="Give some text.")
         prompts = [template.replace("{}", label) for label in labels for template in templates]
         embeds = self.embed_text(prompts)
@@ -117,14 +117,15 @@ class RankHead:
         grouped = embeds.reshape(len(labels), len(templates), -1).astype(np.float64)
         means = grouped.mean(axis=1)
         lengths = np.sqrt((means * means).sum(axis=1, keepdims=True))
-        return (means / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+        unit: Floats = (means / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+        return unit
 
     def _templates(self, template: str | Sequence[str] | None) -> Sequence[str]:
         if template is None:
             return self.spec.templates or ("{}",)
         templates = [template] if isinstance(template, str) else list(template)
         for one in templates:
-            if not isinstance(one, str) or one.count("{}") != 1:
+            if not _says_something(one) or one.count("{}") != 1:
                 raise OptionError(
                     f"The template {one!r} must have one place {{}} for the label.",
                     remedy="For example: 'a photo of a {}.'",
@@ -207,3 +208,7 @@ def _contract_problems(
 
 def _shapes(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int | None, ...]]:
     return {name: tensor.shape for name, tensor in specs.items()}
+
+
+def _says_something(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -84,7 +84,8 @@ class RankCalls:
         """
         ranker = self.rank_head(head)
         if isinstance(texts, str):
-            return ranker.embed_text([texts])[0]
+            (one,) = ranker.embed_text([texts])
+            return np.asarray(one)
         return ranker.embed_text(texts)
 
     @overload

@@ -115,7 +115,7 @@ def _member(members: list[Any], data: JSON) -> Any:
     if isinstance(data, dict):
         for member in members:
             if dataclasses.is_dataclass(member):
-                kind = typing.get_type_hints(member).get("kind")  # type: ignore[arg-type]
+                kind = typing.get_type_hints(member).get("kind")
                 if data.get("kind") in typing.get_args(kind):
                     return member
     return members[0]

@@ -212,7 +212,7 @@ def _scores(
     ranker = model.rank_head(head)
     embeds, embed = ranker.embed_text(texts), ranker.embed_image(image)
     scores = ranker.scores(embed, embeds)
-    compared = {
+    compared: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
         "image": (embed, golden[f"image_embeds.{head}.{number}"]),
         "text": (embeds, golden[f"text_embeds.{head}"]),
         "scores": (scores, golden[f"scores.{head}.{number}"]),

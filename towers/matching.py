@@ -54,7 +54,8 @@ class MatchingModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = encoder or AutoModel.from_config(copy.deepcopy(config.encoder))
         self.decoder = decoder or AutoModel.from_config(copy.deepcopy(config.decoder))
-        wide, narrow = config.encoder.hidden_size, config.decoder.hidden_size
+        sides: Any = config
+        wide, narrow = sides.encoder.hidden_size, sides.decoder.hidden_size
         self.projection = nn.Linear(wide, narrow) if wide != narrow else nn.Identity()
         self.score = nn.Linear(narrow, 1)
         self.post_init()  # type: ignore[no-untyped-call]

@@ -43,8 +43,8 @@ class PooledTowerConfig(PreTrainedConfig):
         if isinstance(tower_config, dict):
             fields = dict(tower_config)
             tower_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        # A copy: transformers writes into the configurations of a model's parts. There is nothing to
-        # copy where it makes every configuration once with no arguments.
+        # A copy: transformers writes into the configurations of a model's parts. There is nothing
+        # to copy where it makes every configuration once with no arguments.
         self.tower_config = copy.deepcopy(tower_config)
         self.pooling_heads = pooling_heads
         kwargs.pop("hidden_size", None)
@@ -76,7 +76,8 @@ class AttentionPooling(nn.Module):
         key, value = self.key(normed).view(split), self.value(normed).view(split)
         scores = (key * self.query).sum(dim=3) * (width // self.heads) ** -0.5
         weights = scores.softmax(dim=1)[..., None]
-        return (weights * value).sum(dim=1).reshape(rows, width)
+        pooled: torch.Tensor = (weights * value).sum(dim=1).reshape(rows, width)
+        return pooled
 
 
 class PooledTower(PreTrainedModel):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ from primelens.tune.scenes.world import Scene, scene
 
 TAP = "last_hidden_state"
 WIDTH = 128
-_TOPICS = {"count": 3.0, "presence": 2.0, "relation": 3.0, "place": 1.0, "time": 1.0, "object": 1.0}
+_TOPICS = {"count": 4.0, "presence": 8.0, "relation": 2.0, "place": 0.5, "time": 0.5, "object": 1.0}
 """Odds of what a lesson asks for, where the scene answers it."""
 
 
@@ -225,7 +226,8 @@ class RankLessons:
         text = model.text_model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).pooler_output
-        pooled = model.vision_model.pooling(states[kept])
+        vision: Any = model.vision_model
+        pooled = vision.pooling(states[kept])
         return lit_loss(
             model.visual_projection(pooled), model.text_projection(text), model.logit_scale
         )
@@ -306,7 +308,8 @@ def tuned_side(model: PreTrainedModel) -> torch.nn.Module:
     if isinstance(model, VisionEncoderDecoderModel):
         side.decoder, side.enc_to_dec_proj = model.decoder, model.enc_to_dec_proj
         return side
-    side.pooling = model.vision_model.pooling
+    vision: Any = model.vision_model
+    side.pooling = vision.pooling
     side.text_model = model.text_model
     side.visual_projection, side.text_projection = model.visual_projection, model.text_projection
     side.logit_scale = model.logit_scale

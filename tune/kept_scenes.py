@@ -106,7 +106,7 @@ def keep_scenes(folder: Path, model: Model, choice: SceneChoice, tap: str) -> Ke
     states = np.lib.format.open_memmap(
         folder / "states.npy", mode=mode, dtype=np.float16, shape=(choice.count, *spec.shape)
     )
-    for start in range(int(note["done"]), choice.count, _AT_ONCE):
+    for start in range(int(str(note["done"])), choice.count, _AT_ONCE):
         rows = indices[start : start + _AT_ONCE]
         states[start : start + len(rows)] = _encode(model, choice, rows.tolist(), tap)
         if start // _AT_ONCE % 32 == 31 or start + len(rows) == choice.count:

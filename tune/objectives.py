@@ -56,7 +56,8 @@ def token_loss(
 def normalised(embeddings: torch.Tensor) -> torch.Tensor:
     """``[N, D]`` divided by their length plus 1e-8, in float32."""
     wide = embeddings.float() if embeddings.dtype != torch.float64 else embeddings
-    return wide / (wide.norm(dim=1, keepdim=True) + _EPSILON)
+    lengths: torch.Tensor = wide.norm(dim=1, keepdim=True)
+    return wide / (lengths + _EPSILON)
 
 
 def lit_loss(

@@ -111,12 +111,11 @@ class Blip2:
         return gaps + activation_gap("text_config.activation_function", text.activation_function)
 
     def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
-        loaded: tuple[Any, Mapping[str, Any]] = (
-            transformers.Blip2ForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-            )
+        loaded: Any = transformers.Blip2ForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        return loaded
+        model, report = loaded
+        return model, report
 
     def end_with(self, folder: Path, model: Any, token: int) -> None:
         """Make ``token`` the end token of a checkpoint and of the model loaded from it."""

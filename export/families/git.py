@@ -81,10 +81,11 @@ class Git:
         return gaps + activation_gap("hidden_act", config.hidden_act)
 
     def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
-        loaded: tuple[Any, Mapping[str, Any]] = transformers.GitForCausalLM.from_pretrained(
+        loaded: Any = transformers.GitForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        return loaded
+        model, report = loaded
+        return model, report
 
     def split(self, model: Any) -> ModelSplit:
         tower = tower_family(model.config.vision_config.model_type)

@@ -29,13 +29,13 @@ class Siglip2:
     name = "siglip2"
     model_types = ("siglip2",)
 
-    def gaps(self, config: Any) -> list[str]:
+    def gaps(self, config: Any) -> list[str]:  # noqa: ARG002 - whatever it says
         return [_GAP]
 
-    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
+    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:  # noqa: ARG002
         return self._refuse()
 
-    def split(self, model: Any) -> ModelSplit:
+    def split(self, model: Any) -> ModelSplit:  # noqa: ARG002
         return self._refuse()
 
     def _refuse(self) -> NoReturn:

@@ -15,7 +15,7 @@ __all__ = ["blip"]
 
 # The tokenizer's first ids: padding, the token behind every text, the token before it.
 _SPECIAL = ("<pad>", "</s>", "<s>")
-TEXT = {
+TEXT: dict[str, Any] = {
     "vocab_size": 30524,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -29,7 +29,7 @@ TEXT = {
     "pad_token_id": 0,
     "sep_token_id": 1,
 }
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -39,7 +39,7 @@ VISION = {
     "image_size": 384,
     "patch_size": 16,
 }
-TINY_TEXT = {
+TINY_TEXT: dict[str, Any] = {
     **TEXT,
     "vocab_size": 320,
     "hidden_size": 64,
@@ -49,7 +49,7 @@ TINY_TEXT = {
     "max_position_embeddings": 88,
     "bos_token_id": 318,
 }
-TINY_VISION = {
+TINY_VISION: dict[str, Any] = {
     **VISION,
     "hidden_size": 64,  # the width of the text: the answer's decoder reads either
     "num_hidden_layers": 2,

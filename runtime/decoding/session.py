@@ -176,7 +176,7 @@ class DecoderSession:
         """Reorder, and fill the graph's inputs; returns the number of tokens per row."""
         if step.parents is not None:
             self._reorder(step.parents)
-        rows, width = step.tokens.shape
+        rows, width = len(step.tokens), int(step.tokens.shape[1])
         longest = int((self._past + np.maximum(step.lengths, 1)).max())
         if longest > self.capacity or rows != self.rows:
             raise too_long(rows, longest, f"{self.rows} x {self.capacity}")

@@ -235,7 +235,7 @@ class TreeSession:
 
     def _bind(self, width: int, logits_rows: Array, logits: Array) -> BoundCall:
         into = self._buffers[width]
-        inputs = {
+        inputs: dict[str, Array] = {
             "input_ids": into.tokens,
             "position_ids": into.positions,
             "seqlens_k": self._seqlens,
@@ -245,7 +245,7 @@ class TreeSession:
             "logits_rows": logits_rows,
             **{f"past_{name}": buffer for name, buffer in self._cache.items()},
         }
-        outputs = {
+        outputs: dict[str, Array] = {
             "logits": logits,
             **{f"present_{name}": buffer for name, buffer in self._cache.items()},
         }

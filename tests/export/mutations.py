@@ -415,7 +415,8 @@ TABLES: dict[str, Table] = {
     "tiny-trocr": {**DECODER, **NORM_AFTER, **EMBEDDING_NORM, **SCALED},
     "tiny-trocr-sinusoidal": {**DECODER, **NORM_AFTER},
     "tiny-donut": {
-        **VIT, **PROJECTION, **WINDOWS, **CROPPED, "picture not turned": in_preprocessing(not_turned),
+        **VIT, **PROJECTION, **WINDOWS, **CROPPED,
+        "picture not turned": in_preprocessing(not_turned),
         **DECODER, **NORM_FIRST, **EMBEDDING_NORM, **SCALED,
     },
     "tiny-resnetgpt2": {**TOWER, **CROPPED},

@@ -234,7 +234,7 @@ def test_what_cannot_be_ranked_is_said(
 def test_graphs_that_do_not_fit_are_refused(fake_bundle: FakeBundle) -> None:
     with pytest.raises(BundleError, match="do not fit the manifest"):
         ranker(fake_bundle, width=WIDTH + 1).embed_text("a")
-    with pytest.raises(InputError, match="has no head .other. that ranks"):
+    with pytest.raises(InputError, match=r"has no head 'other' that ranks"):
         Model(open_bundle(fake_bundle.folder), fake_bundle.engine).rank_head("other")
 
 

@@ -204,7 +204,7 @@ def _build(
         return _dual_encoder(recipe, tower, tokenizer)
     decoder = _decoder(recipe, tokenizer)
     if recipe.objective == "match":
-        base = decoder.base_model
+        base: Any = decoder.base_model
         return MatchingModel(MatchingConfig(tower.config, base.config), tower, base)
     model = VisionEncoderDecoderModel(encoder=tower, decoder=decoder)
     start = tokenizer.bos_token_id

@@ -229,7 +229,7 @@ class Lora:
 
     targets: tuple[str, ...]
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

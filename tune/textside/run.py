@@ -86,6 +86,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, identify: Identify | None = None) -> None:
         self.recipe = recipe
+        # Bars over weights that are loaded would tear ours apart; the advice is for other uses.
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
         if recipe.training.threads is not None:
             torch.set_num_threads(recipe.training.threads)
         self.device = _device(recipe.training.device)
@@ -189,7 +192,8 @@ class Run:
     def _view(self, identify: Identify | None) -> TowerView:
         parts, choice = self.parts, self.recipe.model
         seam, spec = parts.seam, parts.preprocessing
-        seam.tower.to(self.device)
+        tower: torch.nn.Module = seam.tower
+        tower.to(self.device)
         known: Mapping[str, str] = {}
         if identify is not None and self.recipe.features.keep and not self.recipe.preprocessing:
             known = identify(Path(choice.checkpoint or choice.tower or ""))
@@ -224,7 +228,6 @@ def tune(
             f"{out} holds a run already.",
             remedy="Go on with it by --resume, or give another folder.",
         )
-    transformers.utils.logging.disable_progress_bar()  # of weights: it would tear ours apart
     run = Run(recipe, identify)
     out.mkdir(parents=True, exist_ok=True)
     standing = Standing()

@@ -158,8 +158,8 @@ class Writing:
         model: Any = self._parts.model
         if self._prefix:
             fed = self._parts.seam.fed(states)
-            logits = model(pixel_values=fed, input_ids=inputs, use_cache=False).logits
-            return logits[:, -inputs.shape[1] :]
+            whole: torch.Tensor = model(pixel_values=fed, input_ids=inputs, use_cache=False).logits
+            return whole[:, -inputs.shape[1] :]
         output = model(
             encoder_outputs=BaseModelOutput(states), decoder_input_ids=inputs, use_cache=False
         )
