@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _EXISTING = click.Path(exists=True, path_type=Path)
-_FORMATS = "coco, karpathy, vqa, flickr8k, conceptual, folder, parquet, webdataset"
+_FORMATS = "coco, karpathy, vqa, flickr8k, conceptual, folder, classes, parquet, webdataset"
+_TASKS = ("auto", "caption", "answer", "retrieval", "zero-shot")
 
 
 @app.command("evaluate", no_args_is_help=True)
 @click.argument("system")
-@click.option("--data", required=True, help="Annotation file, folder, shards, or scenes:test:500.")
+@click.option("--data", required=True, help="Annotation file, folder, shards, or drawn scenes.")
+@click.option(
+    "--task",
+    type=click.Choice(_TASKS),
+    default="auto",
+    show_default=True,
+    help="What to do; auto: answers, captions or labels, as the data have them.",
+)
 @click.option("--format", "format_", default="auto", help=f"Of the data: {_FORMATS}.")
 @click.option("--images", type=_EXISTING, help="Folder of the pictures, if not beside the data.")
 @click.option("--answers", type=_EXISTING, help="VQAv2's annotations, where data has questions.")
@@ -33,20 +41,34 @@ _FORMATS = "coco, karpathy, vqa, flickr8k, conceptual, folder, parquet, webdatas
 @click.option("--pool-split", help="A split of the same data that the baselines draw on.")
 @click.option("--holdout", type=int, help="Evaluate N drawn pictures; the others are the pool.")
 @click.option("--limit", type=int, help="Evaluate the first N pictures.")
-@click.option("--against", metavar="SYSTEM", help="A second system, compared in pairs.")
+@click.option(
+    "--against", metavar="SYSTEM", multiple=True, help="Another system, compared in pairs; repeat."
+)
 @click.option("--untuned", metavar="BUNDLE", help="Baseline: a bundle with untuned text side.")
 @click.option("--tower", metavar="BUNDLE", help="Whose tower finds neighbours for a result file.")
+@click.option("--labels", type=_EXISTING, help="zero-shot: labels to choose from, one a line.")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="TEXT",
+    help="zero-shot: a prompt with {} for the label; repeat for several.",
+)
 @click.option("--jars", type=_EXISTING, help="Folder of pycocoevalcap: METEOR and SPICE too.")
 @click.option("--samples", type=int, default=1000, show_default=True, help="Of the bootstrap.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of bootstrap and holdout.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for reports and result file.")
 @click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
 def evaluate(system: str, out: Path | None, as_json: bool, **chosen: Any) -> None:
-    """Measure captions or answers, with baselines and 95 % intervals.
+    """Measure captions, answers or rankings, with baselines and 95 % intervals.
 
-    SYSTEM is a bundle (folder, shipped name or hub id), or a COCO result file (*.json). Captions
-    get BLEU, ROUGE-L and CIDEr-D with the official tokenisation; answers the official VQA accuracy.
-    Every report has the baselines that cost nothing, and a human where there are references enough.
+    SYSTEM is a bundle (folder, shipped name or hub id), or a COCO result file (*.json). BUNDLE#HEAD
+    names one of its heads, BUNDLE#A=0.6+B=0.4 two that write together.
+
+    Captions get BLEU, ROUGE-L and CIDEr-D with the official tokenisation; answers the official VQA
+    accuracy; --task retrieval R@1, 5 and 10 both ways; --task zero-shot top-1 and 5. DATA may be
+    drawn: scenes:test:500, scene-questions:test:500, scene-objects:test:500. Every report has the
+    baselines that cost nothing, and a human where there are references enough.
     """
     with needs_extra("tune"):
         from primelens.tune.evaluation import evaluate as measure
@@ -66,11 +88,12 @@ def _request(system: str, chosen: dict[str, Any]) -> Request:
     from primelens.tune.metrics import Resampling
 
     data = _data(chosen)
-    passed = ("holdout", "limit", "against", "untuned", "tower", "jars")
+    passed = ("task", "holdout", "limit", "against", "untuned", "tower", "labels", "templates")
     return Request(
         system,
         data,
         pool=_pool(data, chosen),
+        jars=chosen["jars"],
         resampling=Resampling(samples=chosen["samples"], seed=chosen["seed"]),
         **{name: chosen[name] for name in passed},
     )
@@ -78,9 +101,10 @@ def _request(system: str, chosen: dict[str, Any]) -> Request:
 
 def _data(chosen: dict[str, Any]) -> DataSource | str:
     from primelens.tune.data import DataSource
+    from primelens.tune.evaluation.scene_tasks import names_scenes
 
     name: str = chosen["data"]
-    if name.split(":")[0] == "scenes" and not Path(name).exists():
+    if names_scenes(name) and not Path(name).exists():
         return name
     keys = ("images", "split", "answers")
     return DataSource(Path(name), chosen["format_"], **{key: chosen[key] for key in keys})
@@ -107,10 +131,11 @@ def _pool(data: DataSource | str, chosen: dict[str, Any]) -> DataSource | None:
 
 def _write(out: Path, found: Evaluation) -> None:
     from primelens.atomic import write_bytes
-    from primelens.tune.data import write_answers, write_captions
+    from primelens.tune.data import write_answers, write_captions, write_labels
 
     out.mkdir(parents=True, exist_ok=True)
     report = json.dumps(found.report.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(out / "report.json", f"{report}\n".encode())
     write_bytes(out / "report.md", found.report.markdown().encode())
-    (write_answers if found.asks else write_captions)(out / "results.json", found.predictions)
+    write = {"captions": write_captions, "answers": write_answers, "labels": write_labels}
+    write[found.says](out / "results.json", found.predictions)

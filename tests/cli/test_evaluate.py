@@ -11,6 +11,8 @@ from click.testing import Result
 
 pytest.importorskip("torch", reason="primelens.tune may import torch")
 
+from primelens.tune.evaluation.scene_tasks import question_examples
+
 Run = Callable[..., Result]
 
 
@@ -57,3 +59,31 @@ def test_against_and_a_wrong_option(run: Run, album: Path, tmp_path: Path) -> No
         failed = run("evaluate", system, "--data", album, *options)
         assert failed.exit_code == 1
         assert said in failed.stderr
+
+
+def test_tasks_and_drawn_data(run: Run, album: Path, tmp_path: Path) -> None:
+    system = tmp_path / "r.json"
+    for options, said in (
+        (("--data", album, "--task", "retrieval"), "only a bundle can rank"),
+        (("--data", album, "--task", "zero-shot"), "no picture with a label"),
+        (("--data", "scene-objects:test:2"), "only a bundle can rank"),
+        (("--data", "scene-questions:test:x"), "names no scenes"),
+    ):
+        failed = run("evaluate", system, *options)
+        assert failed.exit_code == 1
+        assert said in failed.stderr
+    answers = [
+        {"question_id": question.id, "answer": question.answers[0]}
+        for example in question_examples("test", 3)
+        for question in example.questions
+    ]
+    system.write_text(json.dumps(answers))
+    out = tmp_path / "out"
+    result = run(
+        "evaluate", system, "--data", "scene-questions:test:3", "--samples", "9", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert "VQA accuracy by kind of question" in result.stdout
+    assert json.loads((out / "results.json").read_text()) == answers
+    rows = json.loads((out / "report.json").read_text())["tables"][0]["rows"]
+    assert rows["r.json"]["VQA accuracy"]["value"] == 1

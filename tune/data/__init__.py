@@ -6,6 +6,7 @@ from primelens.tune.data.coco import (
     read_captions,
     write_answers,
     write_captions,
+    write_labels,
 )
 from primelens.tune.data.example import Example, ImageBytes, Question
 from primelens.tune.data.readers import FORMATS, DataSource, detect_format, read_examples
@@ -24,4 +25,5 @@ __all__ = [
     "read_examples",
     "write_answers",
     "write_captions",
+    "write_labels",
 ]

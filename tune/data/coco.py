@@ -23,6 +23,7 @@ __all__ = [
     "read_vqa",
     "write_answers",
     "write_captions",
+    "write_labels",
 ]
 
 
@@ -126,6 +127,11 @@ def read_answers(path: Path) -> dict[str, str]:
 def write_answers(path: Path, answers: Mapping[str, str]) -> None:
     """Write a VQA result file."""
     _write_results(path, "question_id", "answer", answers)
+
+
+def write_labels(path: Path, labels: Mapping[str, str]) -> None:
+    """Write ``[{"image_id": 42, "label": "…"}]``."""
+    _write_results(path, "image_id", "label", labels)
 
 
 def _annotated(path: Path) -> dict[int, tuple[tuple[str, ...], str]]:

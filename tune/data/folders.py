@@ -3,7 +3,8 @@
 ``metadata.jsonl``: one object a line, ``{"file_name": "1.jpg", "text": "…"}``. ``captions.json``:
 a list of such objects. The file's name is under ``file_name`` or ``file``; what is said under
 ``text``, ``caption`` or ``captions`` (a text or a list); ``label`` and ``split`` are optional.
-Where the folder itself has no such file, each subfolder that has one is a split of its name.
+Where the folder itself has no such file, each subfolder that has one is a split of its name. Where
+nothing is said anywhere, a subfolder's name is the class of the pictures in it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from primelens.errors import InputError
 from primelens.tune.data.example import Example, FileImage
 from primelens.tune.data.parsing import image_path, json_lines, load_json, strings
 
-__all__ = ["METADATA", "described_folders", "read_folder", "said"]
+__all__ = ["METADATA", "class_folders", "described_folders", "read_classes", "read_folder", "said"]
 
 METADATA = ("metadata.jsonl", "captions.json")
 _NAMES = ("file_name", "file")
 _TEXTS = ("captions", "caption", "text")
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ppm", ".tif", ".tiff"})
 
 
 def read_folder(folder: Path, *, split: str | None = None) -> Iterator[Example]:
@@ -44,6 +46,39 @@ def read_folder(folder: Path, *, split: str | None = None) -> Iterator[Example]:
             example = _example(file.parent, item, name, where)
             if split is None or example.split == split:
                 yield example
+
+
+def read_classes(folder: Path, *, split: str = "") -> Iterator[Example]:
+    """A folder for each class, with its pictures: by class, then by file name.
+
+    An id is ``CLASS/FILE``, the label the class. Files that do not look like pictures are left out.
+
+    Args:
+        folder: holds one folder per class.
+        split: what the examples are marked with.
+
+    Raises:
+        InputError: no subfolder holds a picture.
+    """
+    found = class_folders(folder)
+    if not found:
+        raise InputError(
+            f"{folder} holds no folder with pictures.", remedy="Make a folder for each class."
+        )
+    for sub in found:
+        for file in sorted(filter(_is_picture, sub.iterdir())):
+            key = f"{sub.name}/{file.name}"
+            yield Example(key, FileImage(file), label=sub.name, split=split)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The subfolders that hold pictures, by name."""
+    below = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    return [sub for sub in below if any(map(_is_picture, sub.iterdir()))]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _PICTURES and path.is_file()
 
 
 def described_folders(folder: Path) -> list[tuple[str, Path]]:

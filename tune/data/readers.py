@@ -12,7 +12,7 @@ from pathlib import Path
 from primelens.errors import InputError, OptionError
 from primelens.tune.data.coco import read_coco, read_karpathy, read_vqa
 from primelens.tune.data.example import Example
-from primelens.tune.data.folders import described_folders, read_folder
+from primelens.tune.data.folders import class_folders, described_folders, read_classes, read_folder
 from primelens.tune.data.listings import read_conceptual, read_flickr8k
 from primelens.tune.data.parsing import load_json
 from primelens.tune.data.shards import read_shards
@@ -57,6 +57,7 @@ FORMATS: dict[str, Callable[[DataSource], Iterator[Example]]] = {
     "flickr8k": lambda s: read_flickr8k(s.path, s.image_folder, split=s.split or ""),
     "conceptual": lambda s: read_conceptual(s.path, s.image_folder, split=s.split or ""),
     "folder": lambda s: read_folder(s.path, split=s.split),
+    "classes": lambda s: read_classes(s.path, split=s.split or ""),
     "parquet": lambda s: read_parquet(s.path, split=s.split),
     "webdataset": lambda s: read_shards(s.path, split=s.split or ""),
 }
@@ -102,7 +103,9 @@ def _format_of_folder(path: Path) -> str:
     names = [entry.name for entry in path.iterdir()]
     if any(name.endswith(".parquet") for name in names):
         return "parquet"
-    return "webdataset" if any(".tar" in name for name in names) else ""
+    if any(".tar" in name for name in names):
+        return "webdataset"
+    return "classes" if class_folders(path) else ""
 
 
 def _format_of_json(path: Path) -> str:

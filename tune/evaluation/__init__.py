@@ -1,7 +1,8 @@
 """Evaluation: a bundle or a result file, measured on data, with baselines and intervals."""
 
 from primelens.tune.evaluation.report import HUMAN, Report, Table
-from primelens.tune.evaluation.request import Request
-from primelens.tune.evaluation.run import Evaluation, evaluate
+from primelens.tune.evaluation.request import TASKS, Request
+from primelens.tune.evaluation.run import evaluate
+from primelens.tune.evaluation.stage import Evaluation
 
-__all__ = ["HUMAN", "Evaluation", "Report", "Request", "Table", "evaluate"]
+__all__ = ["HUMAN", "TASKS", "Evaluation", "Report", "Request", "Table", "evaluate"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from primelens.errors import InputError
 from primelens.tune.data import Example, Question
 from primelens.tune.evaluation.baselines import most_frequent_texts
@@ -12,7 +14,9 @@ from primelens.tune.metrics import (
     Resampling,
     Tally,
     joined,
+    mean_tally,
     token_f1_tally,
+    vqa_accuracy,
     vqa_accuracy_tally,
 )
 
@@ -53,6 +57,28 @@ class AnswerScorer:
     def fewest_answers(self) -> int:
         """Of any question."""
         return min(len(own) for own in self._truth)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds that the data give their questions, in order of appearance."""
+        return list(dict.fromkeys(question.kind for question in self.questions if question.kind))
+
+    def by_kind(self, systems: Mapping[str, Sequence[str]], how: Resampling) -> Table:
+        """VQA accuracy of the questions of each kind."""
+        asked = {kind: [q.kind == kind for q in self.questions] for kind in self.kinds}
+        rows = {
+            name: scored([self._of(kind, own, answers) for kind, own in asked.items()], how)
+            for name, answers in systems.items()
+        }
+        return Table("VQA accuracy by kind of question, with the number of each", rows)
+
+    def _of(self, kind: str, chosen: Sequence[bool], answers: Sequence[str]) -> Tally:
+        """The accuracy of the chosen questions; a picture without one weighs nothing."""
+        totals = np.zeros((2, self._image[-1] + 1))
+        for row, own, answer, truth in zip(self._image, chosen, answers, self._truth, strict=True):
+            if own:
+                totals[:, row] += vqa_accuracy(answer, truth), 1
+        return mean_tally(f"{kind} ({sum(chosen)})", *totals)
 
     def leave_one_out(self, systems: Mapping[str, Sequence[str]], how: Resampling) -> Table:
         """Everyone against the same number of annotators, a human among them.

@@ -40,7 +40,7 @@ class Report:
         system, data: what was measured on what.
         pictures: how many images the scores are of.
         tables: each with the system and all baselines.
-        against: name of the other system, and metric → system minus other.
+        against: other system → metric → system minus other.
         broken: pictures that could not be read, left out for every system alike.
         notes: what a reader must know: what was not measured, and why.
         resampling: of all intervals and tests.
@@ -52,7 +52,7 @@ class Report:
     pictures: int
     tables: tuple[Table, ...]
     resampling: Resampling
-    against: tuple[str, Mapping[str, Comparison]] | None = None
+    against: Mapping[str, Mapping[str, Comparison]] = field(default_factory=dict)
     broken: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -69,10 +69,10 @@ class Report:
             }
             for table in self.tables
         ]
-        against = None
-        if self.against is not None:
-            name, found = self.against
-            against = {"system": name, "metrics": {key: asdict(c) for key, c in found.items()}}
+        against = [
+            {"system": name, "metrics": {key: asdict(c) for key, c in found.items()}}
+            for name, found in self.against.items()
+        ]
         return {
             "system": self.system,
             "data": self.data,
@@ -106,9 +106,8 @@ class Report:
             yield f"{heading and '### '}{table.title}"
             yield ""
             yield from layout(_cells(table))
-        if self.against is not None:
+        for name, found in self.against.items():
             yield ""
-            name, found = self.against
             yield f"{heading and '### '}{self.system} minus {name}, paired"
             yield ""
             yield from layout(_comparison_cells(found))

@@ -6,15 +6,26 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from primelens.errors import InputError, OptionError
 from primelens.tune.data import DataSource, Example, read_examples
-from primelens.tune.evaluation.scene_slots import parse_scene_source, scene_examples
+from primelens.tune.evaluation.scene_tasks import drawn_examples
 from primelens.tune.metrics import Resampling
 
-__all__ = ["Parts", "Request", "read_parts"]
+__all__ = ["TASKS", "Parts", "Request", "Task", "read_parts"]
+
+Task = Literal["auto", "caption", "answer", "retrieval", "zero-shot"]
+
+#: What a system can be asked to do, and what its data must have.
+TASKS: dict[str, str] = {
+    "caption": "a caption",
+    "answer": "a question",
+    "retrieval": "a caption",
+    "zero-shot": "a label",
+}
 
 
 @dataclass(frozen=True)
@@ -22,26 +33,35 @@ class Request:
     """What to measure.
 
     Attributes:
-        system: a bundle (folder, shipped name or hub id), or a COCO result file ``*.json``.
-        data: what on; ``scenes:test:500`` as text for drawn scenes.
+        system: a bundle (folder, shipped name or hub id), one or several of its heads (see
+            `primelens.tune.evaluation.speakers`), or a COCO result file ``*.json``.
+        data: what on; ``scenes:test:500``, ``scene-questions:test:500`` or
+            ``scene-objects:test:500`` as text for drawn scenes.
+        task: what to do; ``auto`` answers where there are questions, captions where there are
+            captions, and labels where there are labels alone.
         pool: where the baselines draw from; the other evaluated pictures if not given.
         holdout: evaluate this many pictures, drawn by the seed; the rest are the pool.
         limit: evaluate the first so many pictures.
-        against: a second system, compared in pairs.
+        against: other systems, each compared with the first in pairs.
         untuned: a bundle whose text side was not tuned, as a baseline.
         tower: a bundle whose tower finds neighbours; the system's own if it is one.
+        labels: a file of labels to choose from, for ``zero-shot``; by default those of the data.
+        templates: prompts with ``{}`` for the label; by default those of the head.
         jars: the folder of ``pycocoevalcap``, for METEOR and SPICE.
         resampling: for intervals and tests; its seed also draws ``holdout``.
     """
 
     system: str
     data: DataSource | str
+    task: Task = "auto"
     pool: DataSource | None = None
     holdout: int | None = None
     limit: int | None = None
-    against: str | None = None
+    against: tuple[str, ...] = ()
     untuned: str | None = None
     tower: str | None = None
+    labels: Path | None = None
+    templates: tuple[str, ...] = ()
     jars: Path | None = None
     resampling: Resampling = field(default_factory=Resampling)
 
@@ -55,6 +75,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; it must be at least 1.")
+        if self.task != "auto" and self.task not in TASKS:
+            raise OptionError(f"{self.task!r} is no task.", remedy=f"Known: {', '.join(TASKS)}.")
 
     @property
     def data_name(self) -> str:
@@ -71,19 +93,16 @@ class Parts:
     """The pictures of a request.
 
     Attributes:
-        examples: to be evaluated; each has a caption, or each has a question.
+        task: a key of `TASKS`.
+        examples: to be evaluated; each has what the task asks for.
         pool: for the baselines; None where the evaluated pictures serve each other.
         notes: what was left out.
     """
 
+    task: str
     examples: list[Example]
     pool: list[Example] | None
     notes: list[str]
-
-    @property
-    def asks(self) -> bool:
-        """Whether questions are to be answered; else there are captions."""
-        return bool(self.examples[0].questions)
 
 
 def read_parts(request: Request) -> Parts:
@@ -93,27 +112,39 @@ def read_parts(request: Request) -> Parts:
         InputError: it cannot be read, nothing is left, or two pictures have one id.
     """
     if isinstance(request.data, str):
-        found = list(scene_examples(*parse_scene_source(request.data)))
+        found = list(drawn_examples(request.data))
     else:
         found = list(read_examples(request.data))
-    asks = any(example.questions for example in found)
-    examples = _speaking(found, asks)
+    task = _task_of(found) if request.task == "auto" else request.task
+    examples = _fitting(found, task)
     notes = []
     if silent := len(found) - len(examples):
-        notes.append(f"{silent} pictures without caption or question were left out.")
+        notes.append(f"{silent} pictures without {TASKS[task]} were left out.")
     repeated = [key for key, n in Counter(example.id for example in examples).items() if n > 1]
     if repeated:
         raise InputError(f"{len(repeated)} ids occur twice, for example {repeated[0]!r}.")
     if not examples:
-        raise InputError(f"{request.data_name} holds no picture with a caption or a question.")
-    pool = None if request.pool is None else _speaking(read_examples(request.pool), asks)
+        raise InputError(f"{request.data_name} holds no picture with {TASKS[task]}.")
+    pool = None if request.pool is None else _fitting(read_examples(request.pool), task)
     if request.holdout is not None:
         examples, pool = _hold_out(examples, request.holdout, request.resampling.seed)
-    return Parts(examples[: request.limit], pool, notes)
+    return Parts(task, examples[: request.limit], pool, notes)
 
 
-def _speaking(examples: Iterable[Example], asks: bool) -> list[Example]:
-    return [e for e in examples if (e.questions if asks else e.captions)]
+def _task_of(examples: list[Example]) -> str:
+    if any(example.questions for example in examples):
+        return "answer"
+    if any(example.captions for example in examples):
+        return "caption"
+    return "zero-shot" if any(example.label is not None for example in examples) else "caption"
+
+
+def _fitting(examples: Iterable[Example], task: str) -> list[Example]:
+    if task == "answer":
+        return [example for example in examples if example.questions]
+    if task == "zero-shot":
+        return [example for example in examples if example.label is not None]
+    return [example for example in examples if example.captions]
 
 
 def _hold_out(

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primelens.errors import ImageError, InputError
-from primelens.results import EncodedImage, Failure
+from primelens.results import EncodedImage
 from primelens.tune.data import Example
-
-if TYPE_CHECKING:
-    from primelens.model import Model
+from primelens.tune.evaluation.speakers import Speaker
 
 __all__ = [
     "Predictions",
     "Progress",
+    "answer_examples",
     "caption_examples",
+    "encoded_chunks",
     "is_result_file",
     "pooled",
     "require_all",
@@ -30,31 +29,33 @@ __all__ = [
 Floats = NDArray[np.float32]
 Progress = Callable[[int], object]
 _BATCH = 8
+_QUESTIONS = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Predictions:
-    """What a system said.
+    """What a system said; filled while it speaks.
 
     Attributes:
         name: of the system.
         texts: id → caption or answer.
-        embeddings: id → pooled tower vector ``[C]``, where a tower ran.
+        embeddings: id → a vector of the picture, where a tower ran: pooled tower states ``[C]``, or
+            what a rank head makes of them ``[D]``.
         broken: id → why the picture could not be read.
         digests: id → SHA-256 of the picture's bytes, where a tower ran.
         tower: the identity of the tower at its tap, where one ran.
     """
 
     name: str
-    texts: dict[str, str]
-    embeddings: dict[str, Floats]
-    broken: dict[str, str]
-    digests: dict[str, str]
+    texts: dict[str, str] = field(default_factory=dict)
+    embeddings: dict[str, Floats] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     tower: str | None = None
 
 
 def caption_examples(
-    model: Model,
+    system: Speaker,
     examples: Iterable[Example],
     *,
     speak: bool = True,
@@ -63,36 +64,65 @@ def caption_examples(
     """Caption every example once; the tower runs once per picture, for caption and embedding.
 
     Args:
-        model: a loaded bundle.
+        system: a loaded bundle.
         examples: consumed lazily, a few at a time.
         speak: without, only the embeddings are made.
         progress: called with the number of pictures done since the last call.
     """
-    texts: dict[str, str] = {}
-    embeddings: dict[str, Floats] = {}
-    broken: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    identity = None
+    found = Predictions(system.name)
+    for chunk in encoded_chunks(system, examples, found, progress):
+        if speak:
+            said = system.captions([image for _, image in chunk])
+            found.texts.update(zip((example.id for example, _ in chunk), said, strict=True))
+        for example, image in chunk:
+            _, found.embeddings[example.id] = pooled(image)
+    return found
+
+
+def answer_examples(
+    system: Speaker, examples: Iterable[Example], progress: Progress | None = None
+) -> Predictions:
+    """Answer every question once; the tower runs once per picture.
+
+    Args:
+        system: a loaded bundle.
+        examples: with questions; consumed lazily, a few at a time.
+        progress: called with the number of pictures done since the last call.
+    """
+    found = Predictions(system.name)
+    for chunk in encoded_chunks(system, examples, found, progress):
+        asked = [(image, q) for example, image in chunk for q in example.questions]
+        said = system.answers([(image, q.text) for image, q in asked], _QUESTIONS)
+        found.texts.update(zip((q.id for _, q in asked), said, strict=True))
+    return found
+
+
+def encoded_chunks(
+    system: Speaker,
+    examples: Iterable[Example],
+    found: Predictions,
+    progress: Progress | None = None,
+) -> Iterator[list[tuple[Example, EncodedImage]]]:
+    """The examples whose pictures can be read, encoded, a few at a time.
+
+    What is known of the pictures goes into ``found``: its ``broken``, ``digests`` and ``tower``.
+    """
     iterator = iter(examples)
     while chunk := list(islice(iterator, _BATCH)):
-        encoded: dict[str, EncodedImage] = {}
+        read = []
         for example in chunk:
             try:
-                encoded[example.id] = model.encode(example.image.read())
+                image = system.model.encode(example.image.read())
             except ImageError as error:
-                broken[example.id] = f"{example.image.name}: {error.message}"
-        said = model.caption_batch(encoded.values(), batch_size=_BATCH) if speak else ()
-        for key, result in zip(encoded, said, strict=speak):
-            if isinstance(result, Failure):
-                raise result.error
-            texts[key] = result.text
-        for key, image in encoded.items():
-            tap, embeddings[key] = pooled(image)
-            digests[key] = image.source
-            identity = image.identities.get(tap)
+                found.broken[example.id] = f"{example.image.name}: {error.message}"
+                continue
+            read.append((example, image))
+            found.digests[example.id] = image.source
+            found.tower = image.identities.get(pooled(image)[0])
+        if read:
+            yield read
         if progress is not None:
             progress(len(chunk))
-    return Predictions(model.name, texts, embeddings, broken, digests, identity)
 
 
 def pooled(image: EncodedImage) -> tuple[str, Floats]:

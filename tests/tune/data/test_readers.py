@@ -221,6 +221,24 @@ def test_formats_are_recognised(album: Path) -> None:
             detect_format(path)
 
 
+def test_a_folder_for_each_class(album: Path) -> None:
+    for name in ("wolf", "ape"):
+        (album / name).mkdir()
+        (album / name / "2.png").write_bytes((album / "2.png").read_bytes())
+    (album / "ape" / "1.JPG").write_bytes((album / "1.png").read_bytes())
+    (album / "ape" / "notes.txt").write_text("no picture")
+    (album / "empty").mkdir()
+    assert detect_format(album) == "classes"
+    found = [(e.id, e.label, e.split) for e in read(album, split="val")]
+    assert found == [
+        ("ape/1.JPG", "ape", "val"),
+        ("ape/2.png", "ape", "val"),
+        ("wolf/2.png", "wolf", "val"),
+    ]
+    with pytest.raises(InputError, match="no folder with pictures"):
+        read(album / "empty", format="classes")
+
+
 def test_an_unknown_format_or_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="'cocoa' is no data format"):
         DataSource(tmp_path, format="cocoa")

@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from primelens.images import read_image
+from primelens.options import CaptionOptions
 from primelens.results import Caption, EncodedImage, Timings
 
 
@@ -99,3 +101,70 @@ def world(tmp_path: Path) -> World:
     rows = [{"file_name": name, "captions": own} for name, own in CAPTIONS.items()]
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return World(folder, {"good": FakeModel("good", good), "dull": FakeModel("dull", dull)})
+
+
+class FakeRanker:
+    """Words are colours: a text's embedding is the sum of those of its words.
+
+    Attributes:
+        asked: every text that was embedded.
+    """
+
+    spec = SimpleNamespace(templates=("a {} wall",))
+    words: ClassVar[dict[str, tuple[int, int, int]]] = {
+        "red": (250, 0, 0),
+        "pink": (250, 90, 90),
+        "blue": (0, 0, 250),
+        "green": (0, 250, 0),
+    }
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def embed_image(self, image: EncodedImage) -> np.ndarray:
+        colour = image.taps["states"][0] - 1
+        return np.asarray(colour / np.linalg.norm(colour), np.float32)
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        self.asked += texts
+        sums = [
+            np.sum([self.words.get(word, (1, 1, 1)) for word in text.split()], axis=0)
+            for text in texts
+        ]
+        return np.stack([total / np.linalg.norm(total) for total in sums]).astype(np.float32)
+
+    def embed_labels(self, labels: list[str], templates: list[str] | None) -> np.ndarray:
+        (template,) = templates or self.spec.templates
+        return self.embed_text([template.replace("{}", label) for label in labels])
+
+
+@dataclass
+class FakeColours(FakeModel):
+    """A model that ranks by colour, and answers ``yes`` to everything but *why*."""
+
+    ranker: FakeRanker = field(default_factory=FakeRanker)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def rank_head(self, name: str | None = None) -> FakeRanker:
+        assert name in (None, "rank")
+        return self.ranker
+
+    def answer_batch(
+        self,
+        asked: Iterable[tuple[EncodedImage, str]],
+        options: CaptionOptions,
+        *,
+        batch_size: int,
+    ) -> Iterator[Caption]:
+        for image, question in asked:
+            self.asked.append((image.source, question))
+            text = "because" if question.startswith("Why") else options.head or "yes"
+            yield Caption(text, (1,), -1.0, (-1.0,), "stop", Timings(), image.name)
+
+
+@pytest.fixture
+def colours(world: World) -> FakeColours:
+    """Under the name ``colours`` in `world`."""
+    model = FakeColours("colours", dict(world.models["good"].says))
+    world.models["colours"] = model
+    return model

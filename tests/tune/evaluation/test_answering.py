@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from primelens.errors import InputError, OptionError
+from primelens.errors import InputError
 from primelens.tune.data import DataSource, Example, Question
 from primelens.tune.data.example import RemoteImage
 from primelens.tune.evaluation import HUMAN, Request, evaluate
@@ -82,21 +82,19 @@ def _files(folder: Path) -> tuple[DataSource, str]:
 
 def test_a_vqa_result_file_from_end_to_end(tmp_path: Path) -> None:
     data, results = _files(tmp_path)
-    found = evaluate(Request(results, data, against=results, resampling=QUICK))
+    found = evaluate(Request(results, data, against=(results,), resampling=QUICK))
     first, second = found.report.tables
     assert first.rows["r.json"]["VQA accuracy"].value == pytest.approx(2 / 3)
     assert list(second.rows)[-1] == HUMAN
     assert "most frequent answer" in first.rows
-    assert found.report.against is not None
+    assert list(found.report.against) == ["r.json (other)"]
     assert found.report.pictures == 2
     assert found.predictions == {"1": "A cat", "2": "two", "3": "4"}
-    assert found.asks
+    assert found.says == "answers"
 
 
-def test_a_bundle_cannot_answer_yet_and_the_message_says_so(tmp_path: Path) -> None:
+def test_a_result_file_without_an_answer_is_refused(tmp_path: Path) -> None:
     data, results = _files(tmp_path)
-    with pytest.raises(OptionError, match="would have to answer questions"):
-        evaluate(Request("default", data))
     rows = json.loads(Path(results).read_text())[:2]
     Path(results).write_text(json.dumps(rows))
     with pytest.raises(InputError, match="says nothing of 1 of 3 questions"):
