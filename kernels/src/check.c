@@ -1,0 +1,126 @@
+/* Compares every version that this processor can run with the portable one, bit for bit, on random
+ * shapes. Built with the address and undefined-behaviour sanitisers: every array is a block of its
+ * own, exactly as large as it has to be.
+ *
+ *     check SEED CASES   exit code 0: all equal; 1: a difference; 2: nothing to run
+ */
+#include "linear.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t state;
+
+static uint32_t draw(void) { /* splitmix64 */
+    uint64_t z = (state += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)((z ^ (z >> 31)) >> 16);
+}
+
+static size_t between(size_t least, size_t most) { return least + draw() % (most - least + 1); }
+
+static void *block(size_t bytes) {
+    void *memory = malloc(bytes ? bytes : 1);
+    if (!memory) exit(3);
+    return memory;
+}
+
+static float number(void) {
+    const float sizes[] = {1.0f, 1e-3f, 1e4f, 0.0f, 1e-38f};
+    return ((float)(draw() % 20001) - 10000.0f) / 10000.0f * sizes[draw() % 5];
+}
+
+typedef struct {
+    float *y;
+    int8_t *a;
+    int32_t *sums;
+} Outcome;
+
+static Outcome run(const pl_version *version, pl_product p, int bits, const float *x) {
+    Outcome out = {block(p.m * p.n * 4), block(p.m * p.k), NULL};
+    const size_t blocks = p.k / PL_BLOCK;
+    float *scale = block(p.m * 4);
+    out.sums = block(p.m * (bits == 8 ? 1 : blocks) * 4);
+    for (size_t row = 0; row < p.m; row++) {
+        int32_t sum;
+        version->round_row(x + row * p.k, p.k, out.a + row * p.k, scale + row, &sum);
+        if (bits == 8)
+            out.sums[row] = sum;
+        else
+            pl_block_sums(out.a + row * p.k, p.k, out.sums + row * blocks);
+    }
+    p.a = out.a, p.a_scale = scale, p.a_sum = out.sums, p.y = out.y;
+    const size_t panels = (p.n + PL_PANEL - 1) / PL_PANEL;
+    const size_t cut = panels / 2, middle = p.m / 2; /* in four parts, as tasks are */
+    const pl_part parts[] = {{0, middle, 0, cut}, {0, middle, cut, panels},
+                             {middle, p.m, 0, cut}, {middle, p.m, cut, panels}};
+    for (size_t i = 0; i < 4; i++)
+        (bits == 8 ? version->product8 : version->product4)(&p, parts + i);
+    free(scale);
+    return out;
+}
+
+static void drop(Outcome out) { free(out.y), free(out.a), free(out.sums); }
+
+static int same_case(const pl_version *const *versions, size_t count) {
+    const int bits = draw() % 2 ? 8 : 4;
+    const size_t step = bits == 8 ? 4 : PL_BLOCK;
+    pl_product p = {.m = between(1, 15), .k = step * between(1, 40), .n = between(1, 100)};
+    const size_t panels = (p.n + PL_PANEL - 1) / PL_PANEL, padded = panels * PL_PANEL;
+    const size_t blocks = p.k / PL_BLOCK, bytes = padded * p.k * (size_t)bits / 8;
+    float *x = block(p.m * p.k * 4), *scale = block(p.n * 4), *bias = block(p.n * 4);
+    uint8_t *w = block(bytes), *multiplier = block(bits == 4 ? padded * blocks : 1);
+    const int extreme = draw() % 4 == 0; /* every product as large as it can be */
+    for (size_t i = 0; i < p.m * p.k; i++) x[i] = extreme ? (draw() % 2 ? 1.0f : -1.0f) : number();
+    if (draw() % 8 == 0) x[draw() % (p.m * p.k)] = draw() % 2 ? NAN : INFINITY;
+    for (size_t i = 0; i < bytes; i++) {
+        const unsigned low = 1 + draw() % 15, high = 1 + draw() % 15;
+        w[i] = (uint8_t)(bits == 4 ? low | high << 4 : 1 + draw() % 255);
+        if (extreme) w[i] = bits == 4 ? (draw() % 2 ? 0x11 : 0xff) : (draw() % 2 ? 1 : 255);
+    }
+    for (size_t i = 0; bits == 4 && i < padded * blocks; i++) multiplier[i] = (uint8_t)(draw() % 19);
+    for (size_t i = 0; i < p.n; i++) scale[i] = number(), bias[i] = number();
+    p.w = w, p.w_multiplier = multiplier, p.w_scale = scale, p.bias = draw() % 2 ? bias : NULL;
+
+    const Outcome wanted = run(&pl_portable, p, bits, x);
+    int failed = 0;
+    for (size_t v = 0; v < count; v++) {
+        const Outcome found = run(versions[v], p, bits, x);
+        const size_t sums = p.m * (bits == 8 ? 1 : blocks) * 4;
+        if (memcmp(found.a, wanted.a, p.m * p.k) || memcmp(found.sums, wanted.sums, sums)) failed = 1;
+        for (size_t i = 0; i < p.m * p.n; i++) /* any NaN equals any other */
+            if (memcmp(found.y + i, wanted.y + i, 4) && !(isnan(found.y[i]) && isnan(wanted.y[i])))
+                failed = 1;
+        drop(found);
+        if (failed) {
+            printf("%s differs: %d bits, %zu x %zu x %zu\n", versions[v]->name, bits, p.m, p.k, p.n);
+            break;
+        }
+    }
+    drop(wanted);
+    free(x), free(scale), free(bias), free(w), free(multiplier);
+    return !failed;
+}
+
+int main(int count, char **words) {
+    const char *names[] = {"avx2", "avx512-vnni", "neon"};
+    const pl_version *versions[3];
+    size_t found = 0;
+    if (count < 3) return 2;
+    for (size_t i = 0; i < 3; i++) {
+        const pl_version *version = pl_find(names[i]);
+        if (version) versions[found++] = version;
+    }
+    state = strtoull(words[1], NULL, 10);
+    const long cases = strtol(words[2], NULL, 10);
+    if (!found) return puts("only the portable version runs here"), 2;
+    for (long i = 0; i < cases; i++)
+        if (!same_case(versions, found)) return 1;
+    printf("%ld cases:", cases);
+    for (size_t i = 0; i < found; i++) printf(" %s", versions[i]->name);
+    puts(" equal portable");
+    return 0;
+}

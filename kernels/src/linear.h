@@ -1,0 +1,78 @@
+/* Products of float rows with weights of 8 or 4 bits, exact in integers.
+ *
+ * A row x[K] is rounded to signed bytes a[k] = rint(x[k] * (127 / max|x|)); the product with the
+ * integer weights w[k, n] is summed exactly in int32; then
+ *
+ *     y[n] = float(sum_k a[k] * w[k, n]) * (max|x| / 127) * scale[n] + bias[n]
+ *
+ * in float32, in that order, without fused multiply-add. Every sum is exact, so the result is the
+ * same bits on every instruction set, in every blocking and for every number of rows; what a row
+ * yields cannot depend on the rows beside it.
+ *
+ * 8 bits: w in -127..127, stored as w + 128. Layout [panel][K/4][16][4]: a panel is 16 columns,
+ *     and four consecutive k of one column lie side by side.
+ * 4 bits: w = m * v with v in -7..7 and a multiplier m in 0..18 for every block of 32 k of a
+ *     column. Layout [panel][K/32][4][64] bytes: byte (j, i) of a block holds v + 8 of group j of
+ *     four k in its low and of group j + 4 in its high half; multipliers [panel][K/32][16].
+ *
+ * K is a multiple of 4 (8 bits) or 32 (4 bits), at most PL_MOST_K so that int32 cannot overflow.
+ * Columns are padded to whole panels with zeros.
+ *
+ * Versions: portable C; AVX2 (x86-64); AVX-512 with VNNI (x86-64); NEON with dot product (aarch64).
+ */
+#ifndef PRIMELENS_LINEAR_H
+#define PRIMELENS_LINEAR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PL_PANEL 16
+#define PL_BLOCK 32
+#define PL_MOST_K 65536 /* 127 * 255 * 65536 < 2^31 */
+
+/* One call: M rows of K bytes against columns of N. */
+typedef struct {
+    size_t m, k, n;
+    const int8_t *a;        /* [m][k] rounded rows */
+    const float *a_scale;   /* [m] */
+    const int32_t *a_sum;   /* 8 bits: [m] sums of a; 4 bits: [m][k/32] sums of blocks */
+    const uint8_t *w;       /* packed */
+    const uint8_t *w_multiplier; /* 4 bits only */
+    const float *w_scale;   /* [n] */
+    const float *bias;      /* [n] or NULL */
+    float *y;               /* [m][n] */
+} pl_product;
+
+/* Rows first_row..last_row and panels first_panel..last_panel of the result. */
+typedef struct {
+    size_t first_row, last_row, first_panel, last_panel;
+} pl_part;
+
+typedef struct {
+    const char *name;
+    void (*round_row)(const float *x, size_t k, int8_t *a, float *scale, int32_t *sum);
+    void (*product8)(const pl_product *product, const pl_part *part);
+    void (*product4)(const pl_product *product, const pl_part *part);
+} pl_version;
+
+/* The fastest version that this processor can run, or the one that PRIMELENS_KERNELS names
+ * ("portable", "avx2", "avx512-vnni", "neon"), if it can be run. */
+const pl_version *pl_choose(void);
+
+/* The version called `name`, or NULL where it is not compiled in or the processor lacks it. */
+const pl_version *pl_find(const char *name);
+
+/* Sums of blocks of 32, for 4-bit weights. */
+void pl_block_sums(const int8_t *a, size_t k, int32_t *sums);
+
+extern const pl_version pl_portable;
+#if defined(__x86_64__)
+extern const pl_version pl_avx2, pl_avx512;
+#endif
+#if defined(__aarch64__)
+extern const pl_version pl_neon;
+#endif
+
+static inline size_t pl_least(size_t a, size_t b) { return a < b ? a : b; }
+
+#endif
