@@ -34,6 +34,7 @@ __all__ = [
     "Batch",
     "ImageEncoder",
     "Prepared",
+    "PreparedVideo",
     "check_batch_size",
     "name_of",
     "open_kept_of",
