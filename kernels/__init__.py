@@ -52,8 +52,8 @@ def library() -> Library:
 
 
 @cache
-def _open(path: Path, wanted: str) -> Library:
-    """``wanted`` is read by the library itself; here it only tells answers apart."""
+def _open(path: Path, wanted: str) -> Library:  # noqa: ARG001 # tells answers apart
+    """The library reads by itself which version is wanted."""
     if not path.is_file():
         return Library(
             None, reason="not compiled: run `python -m primelens.kernels.build` with a C compiler"

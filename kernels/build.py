@@ -1,9 +1,9 @@
 """Compiles the kernels: ``python -m primelens.kernels.build [--out FILE] [--check FILE]``.
 
 One C compiler call per file, because each version needs flags of its own, and one to link. The
-compiler is ``$CC``, else the first of cc, gcc and clang. The package's build calls `compile_library`
-too, and goes on without the kernels where it fails. This file imports nothing but the standard
-library: it runs before the package is there.
+compiler is ``$CC``, else the first of cc, gcc and clang. The package's build calls
+`compile_library` too, and goes on without the kernels where it fails. This file imports nothing but
+the standard library: it runs before the package is there.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ ONNX Runtime is imported when a graph is opened, not when primelens is. Hot call
 ``OrtValue`` made by ``ortvalue_from_numpy`` shares its memory with the NumPy array on CPU, so a
 step writes its arrays in place and calls ``run_with_iobinding`` (4-8 µs of overhead, against 7-72
 µs of ``run``).
+
+A graph may use the compiled operators of `primelens.kernels`. Where those are absent, the functions
+that the graph carries for them compute the same, slower; that is logged once per engine.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 
 from primelens.engine import Array, BoundCall, TensorSpec
 from primelens.errors import EngineError
+from primelens.kernels import DOMAIN, Library, library
 
 __all__ = ["OnnxEngine", "OnnxGraph"]
 
@@ -42,10 +46,14 @@ class OnnxEngine:
     def __init__(self, *, threads: int | None = None, spin: bool = True) -> None:
         self._threads = threads
         self._spin = spin
+        self._kernels: Library | None = None  # what graphs were opened with that use them
 
     @property
     def name(self) -> str:
         threads = "default threads" if self._threads is None else f"{self._threads} threads"
+        found = self._kernels
+        if found is not None:
+            threads += f", kernels {found.version}" if found.path else ", without kernels"
         return f"onnxruntime {_onnxruntime().__version__} (CPU, {threads})"
 
     def open(self, path: Path) -> OnnxGraph:
@@ -60,6 +68,7 @@ class OnnxEngine:
         if not self._spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
+            self._add_kernels(path, options)
             session = ort.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
@@ -70,6 +79,20 @@ class OnnxEngine:
             ) from error
         logger.debug("opened %s", path.name)
         return OnnxGraph(session, path.name)
+
+    def _add_kernels(self, path: Path, options: Any) -> None:
+        """Register the compiled operators for a graph that uses them (its weights lie elsewhere)."""
+        if DOMAIN.encode() not in path.read_bytes():
+            return
+        found = library()
+        if found.path is not None:
+            options.register_custom_ops_library(str(found.path))
+        elif self._kernels != found:
+            logger.warning(
+                "Running without the compiled kernels, with the same results but slower: %s.",
+                found.reason,
+            )
+        self._kernels = found
 
 
 class OnnxGraph:

@@ -45,7 +45,7 @@ RULES = {
         packages=_names(
             "torch transformers onnx onnxscript onnx_ir numpy safetensors tokenizers PIL"
         ),
-        rooms=_names("runtime towers"),
+        rooms=_names("runtime kernels towers"),
         lazy_packages=_names("onnxruntime tensorrt tensorrt_rtx huggingface_hub ml_dtypes"),
     ),
     "tune": Rule(
@@ -68,7 +68,7 @@ RULES = {
             "torch transformers onnx onnxruntime optimum openvino psutil scipy matplotlib pyarrow "
             "mlperf_loadgen"
         ),
-        lazy_rooms=_names("export towers"),
+        lazy_rooms=_names("export towers kernels"),
     ),
     "cli": Rule(
         packages=_names("click"),
