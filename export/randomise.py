@@ -8,6 +8,8 @@ text and greedy decoding wanders.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,13 +23,18 @@ _CROSS_OUT = (
     "crossattention.c_proj",
     "encoder_attn.out_proj",
 )
+_BRANCH_OUT = ("c_proj", "output.dense", "out_proj", "fc2")
+_LAYER = re.compile(r"\.(?:h|layer|layers)\.(\d+)\.")
+_SMALL_WIDTH, _SMALL_DEPTH = 64, 3  # of a decoder that wanders as it is
 _SHARP = 4.0  # spread of attention: scores vary enough for a state to choose what it looks at
 _STRONG = 4.0  # how much larger token vectors are where positions are sinusoids
 _TEXT = "decoder."  # what the names of a text decoder's parameters start with
 
 
 @torch.no_grad()
-def randomise(model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT) -> None:
+def randomise(
+    model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT, even: bool = False
+) -> None:
     """Overwrite every parameter, and every running statistic, with seeded noise.
 
     Args:
@@ -35,6 +42,9 @@ def randomise(model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT) -> 
         seed: same seed, same model: same values.
         text: prefix, or prefixes, of the text decoder's parameter names; everything else counts as
             the tower.
+        even: damp a wide and deep text decoder so that it wanders like a small one. Otherwise the
+            head predicts the token that was just read (the wider, the more), and what the layers
+            add drowns the positions (the deeper, the more): texts of 12 layers stutter.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     scales = {
@@ -48,6 +58,8 @@ def randomise(model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT) -> 
         # what was said last.
         tables = [name for name in names if "embed_tokens" in name]
         scales |= {name: scales.get(name, 1.0) / _STRONG for name in tables}
+    if even:
+        scales = _evened(model, text, scales)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         value = _randomised(name, parameter, noise, decoder=name.startswith(text))
@@ -60,6 +72,24 @@ def randomise(model: Any, seed: int, *, text: str | tuple[str, ...] = _TEXT) -> 
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
         elif name.endswith("final_logits_bias"):
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+
+
+def _evened(
+    model: Any, text: str | tuple[str, ...], scales: Mapping[str, float]
+) -> dict[str, float]:
+    """``scales`` with those of the decoder's tables and of what its layers add to the stream."""
+    names = [name for name, _ in model.named_parameters() if name.startswith(text)]
+    layers = {match.group(1) for name in names if (match := _LAYER.search(name))}
+    evened = dict(scales)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(text) or parameter.ndim != 2:
+            continue
+        if any(part in name for part in _TABLES):
+            wider = max(1.0, (parameter.shape[1] / _SMALL_WIDTH) ** 0.5)
+            evened[name] = evened.get(name, 1.0) * wider
+        elif any(part in name for part in _BRANCH_OUT):
+            evened[name] = max(1.0, len(layers) / _SMALL_DEPTH)
+    return evened
 
 
 def _randomised(name: str, parameter: torch.Tensor, noise: torch.Tensor, *, decoder: bool) -> Any:

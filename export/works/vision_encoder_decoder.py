@@ -76,7 +76,7 @@ def vision_encoder_decoder(encoder: Any, decoder: Any, seed: int, start: int = 0
     generation.decoder_start_token_id, generation.bos_token_id = start, 0
     generation.eos_token_id = decoder.eos_token_id
     generation.pad_token_id = decoder.pad_token_id
-    randomise(model, seed)
+    randomise(model, seed, even=True)
     return model
 
 
