@@ -48,10 +48,13 @@ types: $(DEV)/.installed ## mypy, strict, over the package
 bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS='run default --out DIR' …)
 	$(DEV)/bin/python -m primelens.bench $(BENCH_ARGS)
 
-# Both steps go on where they were stopped; the first takes hours.
+# All steps go on where they were stopped; the first takes hours.
 default-model: $(DEV)/.installed ## train, export and measure the shipped model again (hours)
 	$(DEV)/bin/python -m primelens.tune.default_model --work $(MODEL_WORK)
 	$(DEV)/bin/python scripts/ship_default_model.py --work $(MODEL_WORK)
+	$(DEV)/bin/python -m primelens.tune.default_heads answer --work $(MODEL_WORK)/heads
+	$(DEV)/bin/python -m primelens.tune.default_heads rank --work $(MODEL_WORK)/heads
+	$(DEV)/bin/python scripts/ship_default_heads.py --work $(MODEL_WORK)/heads
 
 story-retune: $(DEV)/.installed ## 500 pictures encoded once, captioned by two text sides (minutes)
 	$(DEV)/bin/python scripts/story_retune.py

@@ -162,7 +162,7 @@ def test_measuring_asks_for_its_packages_before_it_starts(
 
 def test_info_says_how_a_head_decodes(run: Run) -> None:
     lines = run("info", "default").stdout.splitlines()
-    (line,) = [line for line in lines if "decodes" in line]
+    (line,) = [line for line in lines if "caption decodes" in line]
     assert "strategy=greedy" in line
     assert "max_new_tokens=40" in line
     assert max(map(len, lines)) < 500
