@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from primelens.images import ImageSource
     from primelens.model import Model
 
-__all__ = ["CombinedSession", "Ensemble", "EnsembleHead"]
+__all__ = ["CombinedSession", "Ensemble", "EnsembleHead", "log_softmax"]
 
 Floats = NDArray[np.float32]
 
