@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -21,7 +21,8 @@ _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 
 def _builder() -> Any:
     spec = importlib.util.spec_from_file_location("primelens_kernels_build", _ROOM / "build.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -40,15 +41,21 @@ class BuildWithKernels(build_py):
             print(f"warning: primelens without its kernels (slower int8 and int4): {error}")
 
 
+class PlatformDistribution(Distribution):
+    """Holds compiled code, though no extension module: its files go where such code goes."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
 class PlatformWheel(bdist_wheel):
     """A wheel for this platform and any Python 3."""
-
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-setup(cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel})
+setup(
+    distclass=PlatformDistribution,
+    cmdclass={"build_py": BuildWithKernels, "bdist_wheel": PlatformWheel},
+)

@@ -81,7 +81,7 @@ class OnnxEngine:
         return OnnxGraph(session, path.name)
 
     def _add_kernels(self, path: Path, options: Any) -> None:
-        """Register the compiled operators for a graph that uses them (its weights lie elsewhere)."""
+        """Register the compiled operators for a graph that uses them."""
         if DOMAIN.encode() not in path.read_bytes():
             return
         found = library()

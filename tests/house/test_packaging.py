@@ -14,6 +14,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from primelens.kernels import FILE_NAME
+
 ROOMS = ("runtime", "kernels", "export", "towers", "tune", "offline", "bench", "cli")
 
 
@@ -109,10 +113,18 @@ def test_every_pin_is_exact_and_every_dependency_is_pinned(
     assert wanted - pinned == {"primelens"}
 
 
+@pytest.mark.parametrize("compiler", [None, "false"], ids=["as it is", "without a compiler"])
 def test_a_built_wheel_holds_every_file(
-    root: Path, pyproject: dict[str, Any], committed_files: list[Path], tmp_path: Path
+    root: Path,
+    pyproject: dict[str, Any],
+    committed_files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str | None,
 ) -> None:
     """Built from a copy, so that neither a stale ``build/`` nor this tree takes part."""
+    if compiler is not None:
+        monkeypatch.setenv("CC", compiler)
     copy = tmp_path / "source"
     for path in committed_files:
         target = copy / path.relative_to(root)
@@ -135,4 +147,9 @@ def test_a_built_wheel_holds_every_file(
             if name.startswith(f"{folder}/"):
                 expected.add(package.replace(".", "/") + name.removeprefix(folder))
                 break
-    assert held == expected
+    compiled = {name for name in held if name.endswith((".so", ".dylib", ".dll"))}
+    assert compiled <= {f"primelens/kernels/{FILE_NAME}"}
+    assert held - compiled == expected
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]  # one platform, every Python 3
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang")))
+    assert bool(compiled) == (has_compiler and compiler is None)
