@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# A process per core; a file's tests stay together, because they share what they exported.
+PYTEST_WORKERS ?= auto
 DEV := .venv
 DEMO := .venv-demo
 BENCH_ARGS ?=
@@ -28,7 +30,7 @@ demo: $(DEMO)/.installed ## caption the shipped sample pictures with the shipped
 	@$(DEMO)/bin/primelens demo
 
 test: $(DEV)/.installed ## the fast tests, in a few minutes
-	$(DEV)/bin/python -m pytest -m "not gpu and not slow" $(PYTEST_ARGS)
+	$(DEV)/bin/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu and not slow" $(PYTEST_ARGS)
 
 test-slow: $(DEV)/.installed ## the slow tests too
 	$(DEV)/bin/python -m pytest -m "not gpu" $(PYTEST_ARGS)
