@@ -69,7 +69,7 @@ def pack4(values: Array, multipliers: Array) -> tuple[NDArray[np.uint8], NDArray
     parts = shifted.reshape(inner // BLOCK, 2, 4, 4, -1, PANEL).transpose(4, 0, 1, 2, 5, 3)
     packed = (parts[:, :, 0] | parts[:, :, 1] << 4).reshape(-1, inner // BLOCK, 4, 64)
     scales = _padded(multipliers).astype(np.uint8).reshape(inner // BLOCK, -1, PANEL)
-    return packed, np.ascontiguousarray(scales.transpose(1, 0, 2))
+    return packed.astype(np.uint8, copy=False), np.ascontiguousarray(scales.transpose(1, 0, 2))
 
 
 def unpack4(

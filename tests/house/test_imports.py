@@ -72,6 +72,7 @@ RULES = {
     ),
     "cli": Rule(
         packages=_names("click"),
+        lazy_packages=_names("numpy safetensors"),  # the run time's own, to write vectors
         lazy_rooms=_names("runtime kernels export towers tune offline bench"),
     ),
 }
