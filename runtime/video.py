@@ -27,11 +27,11 @@ from PIL import Image
 
 from primelens.errors import DependencyError, ImageError, OptionError
 from primelens.images import DEFAULT_LIMITS, SourceImage, read_image
-from primelens.store.key import Frame
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
     from primelens.preprocessing import Preprocessing
+    from primelens.store.key import Frame
 
 __all__ = ["SUFFIXES", "Video", "chosen", "preprocessed", "read_frames"]
 
@@ -92,6 +92,8 @@ def read_frames(path: str | os.PathLike[str], count: int) -> list[SourceImage]:
         ImageError: the file is missing, is no video, is broken, or is too large.
         DependencyError: PyAV is not installed.
     """
+    from primelens.store.key import Frame  # the store is loaded where something is kept, or here
+
     name = os.fspath(path)
     digest, total = _digest(name), sum(1 for _ in _packets(name))
     if not total:

@@ -119,13 +119,14 @@ def test_export_by_default_changes_nothing(run: Run, exporter: Exporter, tmp_pat
         "revision": None,
         "license": None,
         "overwrite": False,
+        "head_kind": None,
     }
 
 
 def test_export_passes_every_option_on(run: Run, exporter: Exporter, pictures: Path) -> None:
     texts = ["--name", "n", "--revision", "r", "--license", "MIT", "--domain", "cats"]
     choices = ["--precision", "int8", "--storage", "fp32", "--threads", "2"]
-    choices += ["--agreement", "0.9"]
+    choices += ["--agreement", "0.9", "--head-kind", "answer"]
     flags = ["--overwrite", "--allow-mismatch", "--images", "deep", "--images", "cat.png"]
     result = run("export", "c", "--out", "b", *texts, *choices, *flags)
     assert result.exit_code == 0, result.output
@@ -141,6 +142,7 @@ def test_export_passes_every_option_on(run: Run, exporter: Exporter, pictures: P
         "license": "MIT",
         "domain": Domain("cats"),
         "overwrite": True,
+        "head_kind": "answer",
     }
 
 
@@ -153,7 +155,7 @@ def test_the_real_options_take_what_the_command_line_gives(
 
     fields = {"precision": "int8", "storage": "fp32", "name": "n", "revision": "r"}
     rest = {"license": "MIT", "domain": "cats", "images": ("deep",), "threads": 2}
-    rest["agreement"] = 0.9
+    rest |= {"agreement": 0.9, "head_kind": "answer"}
     flags = {"overwrite": True, "allow_mismatch": True, "as_json": False}
     made = _options(ExportRequest(checkpoint="c", out=Path("b"), **fields, **rest, **flags))  # type: ignore[arg-type]
     assert isinstance(made, ExportOptions)
