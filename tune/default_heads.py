@@ -110,9 +110,9 @@ def build_answer(tower: FeatureMapTower) -> VisionEncoderDecoderModel:
             attn_pdrop=0.0,
             embd_pdrop=0.0,
             resid_pdrop=0.0,
-            attn_implementation="eager",  # which hands out its weights
         )
     )
+    decoder.set_attn_implementation("eager")  # which hands out its weights
     model = VisionEncoderDecoderModel(encoder=tower, decoder=decoder)
     model.config.decoder_start_token_id = BOS
     model.config.pad_token_id = PAD
