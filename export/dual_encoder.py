@@ -132,10 +132,17 @@ class DualEncoderReference:
         model: has ``vision_model``; its ``forward`` gives embeddings and ``logits_per_image``.
         tap: which tap of the tower the head reads.
         pooling: what the tap goes through before the projection, where the head pools.
+        bias: added to the scores, where the model's class has no place for it.
     """
 
-    def __init__(self, model: Any, tap: str, pooling: torch.nn.Module | None = None) -> None:
-        self._model, self._tap, self._pooling = model, tap, pooling
+    def __init__(
+        self,
+        model: Any,
+        tap: str,
+        pooling: torch.nn.Module | None = None,
+        bias: float = 0.0,
+    ) -> None:
+        self._model, self._tap, self._pooling, self._bias = model, tap, pooling, bias
 
     @torch.no_grad()
     def taps(self, pixels: Array) -> dict[str, Array]:
@@ -162,7 +169,7 @@ class DualEncoderReference:
             self._model.vision_model = tower
         names = ("image_embeds", "text_embeds", "logits_per_image")
         image, text, scores = (getattr(output, name).numpy() for name in names)
-        return image, text, scores
+        return image, text, scores + scores.dtype.type(self._bias)
 
     @contextlib.contextmanager
     def widen(self) -> Iterator[None]:

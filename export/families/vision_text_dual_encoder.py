@@ -94,6 +94,7 @@ class VisionTextDualEncoder:
         vision, text = model.vision_model, model.config.text_config
         name, tower, worn = _tower(vision)
         pooling = vision.pooling if worn else None
+        bias = float(getattr(model.config, "logit_bias", 0.0))
         head = RankSplit(
             tap=STATES if worn else POOLED,
             image=ImageSide(projection_of(model.visual_projection), pooling),
@@ -102,11 +103,11 @@ class VisionTextDualEncoder:
             # transformers' class knows the softmax alone; tuning by sigmoids says so in the config.
             scoring=getattr(model.config, "scoring", "softmax"),
             scale=scale_of(model.logit_scale),
-            bias=float(getattr(model.config, "logit_bias", 0.0)),
+            bias=bias,
             max_positions=_TEXT_TOWERS[text.model_type](text),
             pad_to_max=False,
             tensors=right_of_the_seam(model, "vision_model.tower." if worn else "vision_model."),
-            reference=DualEncoderReference(model, STATES if worn else POOLED, pooling),
+            reference=DualEncoderReference(model, STATES if worn else POOLED, pooling, bias),
         )
         return ModelSplit(name, tower, {"rank": head})
 

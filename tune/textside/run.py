@@ -2,7 +2,8 @@
 
 The core of it reads in a few lines: a lesson, what the locked tower says of its pictures, the loss
 of the parts, one step of the optimiser. Everything that decides a step hangs on its number, so a
-run that was killed goes on to the same weights, bit for bit on the CPU.
+run that was killed goes on to the same weights, bit for bit on the CPU. A run is one process; a
+training loop over several finds losses over the global batch in `primelens.tune.objectives`.
 """
 
 from __future__ import annotations

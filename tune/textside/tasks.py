@@ -184,12 +184,9 @@ class Comparing:
     def loss(self, states: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         model: Any = self._parts.model
         image, text = self.image(states), self.text(prepared.tensors)
-        everywhere = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self._sigmoid:
-            return siglip_loss(
-                image, text, model.logit_scale, model.logit_bias, everywhere=everywhere
-            )
-        return lit_loss(image, text, model.logit_scale, everywhere=everywhere)
+            return siglip_loss(image, text, model.logit_scale, model.logit_bias)
+        return lit_loss(image, text, model.logit_scale)
 
     @torch.no_grad()
     def score(self, items: Sequence[Item], look: Look) -> Score:
