@@ -94,7 +94,7 @@ def test_the_answers_can_tell(drafted: Callable[[str], Drafted]) -> None:
     for name in ("tiny-lit", "tiny-clip", "tiny-siglip"):
         answers = drafted(name).answers["rank"]
         scores = answers.scores.double
-        assert np.ptp(scores, axis=0).min() > 0.02
+        assert np.median(np.ptp(scores, axis=0)) > 0.1  # a single text may hardly tell them apart
         assert np.ptp(scores, axis=1).min() > 1
         lengths = {len(ids) for ids in answers.ids}
         assert len(lengths) >= 3 or name == "tiny-siglip"
