@@ -3,7 +3,8 @@
 A graph that uses `primelens.kernels` carries these. Where the compiled library is registered, the
 engine runs its operators; where it is not, the engine puts the functions in their place and folds
 the unpacking of weights when it opens the graph. Both compute the same integers and the same
-float32 operations in the same order, so both give the same bits (see ``kernels/src/linear.h``).
+float32 operations in the same order, so both give the same bits (see ``kernels/src/linear.h``);
+only the log-sum-exp of ``TopLogits`` is the engine's own there and agrees to about 1e-6.
 """
 
 from __future__ import annotations
@@ -16,19 +17,48 @@ import onnx_ir as ir
 
 from primelens.export.graph import OPSET
 from primelens.kernels import DOMAIN
+from primelens.kernels.activations import (
+    ACTIVATIONS,
+    CUBIC,
+    LOGISTIC,
+    NORMAL,
+    QUICK,
+    TANH_SLOPE,
+    Sigmoid,
+)
 
-__all__ = ["add_functions"]
+__all__ = ["add_functions", "operator_name"]
+
+
+def operator_name(bits: int, activation: str = "none") -> str:
+    """The kernels' product of rows with weights of 8 or 4 bits, followed by an activation.
+
+    An activation is part of the name and not an attribute, because a function has no branches.
+
+    Raises:
+        KeyError: `primelens.kernels.activations.ACTIVATIONS` does not hold the activation.
+        ValueError: other bits.
+    """
+    if bits not in (8, 4):
+        raise ValueError(f"the kernels multiply with 8 or 4 bits, not {bits}")
+    return ("Linear" if bits == 8 else "Linear4") + ACTIVATIONS[activation]
 
 
 def add_functions(model: ir.Model) -> None:
     """Give a model the functions of the kernels' operators that it uses."""
     used = {node.op_type for node in model.graph if node.domain == DOMAIN}
-    for name, build in (("Linear", _linear8), ("Linear4", _linear4)):
-        if name in used:
-            function = build()
-            model.functions[function.identifier()] = function
+    for bits in (8, 4):
+        for activation in ACTIVATIONS:
+            if (name := operator_name(bits, activation)) in used:
+                _add(model, _linear(name, bits, activation))
+        if (name := "TopLogits" if bits == 8 else "TopLogits4") in used:
+            _add(model, _top_logits(name, bits))
     if used:
         model.opset_imports[DOMAIN] = 1
+
+
+def _add(model: ir.Model, function: ir.Function) -> None:
+    model.functions[function.identifier()] = function
 
 
 class _Body:
@@ -47,25 +77,111 @@ class _Body:
     def constant(self, value: Any, dtype: Any = np.float32) -> ir.Value:
         return self.op("Constant", [], value=ir.tensor(np.array(value, dtype)))
 
-    def finish(self, name: str, output: ir.Value) -> ir.Function:
-        output.name = "y"
-        graph = ir.Graph(
-            self.inputs, [output], nodes=self._nodes, opset_imports={"": OPSET}, name=name
+    def binary(self, op_type: str, left: ir.Value | float, right: ir.Value | float) -> ir.Value:
+        """An operator of two operands; numbers become float32 constants."""
+        operands = [v if isinstance(v, ir.Value) else self.constant(v) for v in (left, right)]
+        return self.op(op_type, operands)
+
+    def ops(self, op_type: str, inputs: Sequence[ir.Value], count: int) -> Sequence[ir.Value]:
+        node = ir.Node("", op_type, inputs, num_outputs=count)
+        for i, value in enumerate(node.outputs):
+            value.name = f"v{len(self._nodes)}_{i}"
+        self._nodes.append(node)
+        return node.outputs
+
+    def integer(self, attribute: str) -> ir.Value:
+        """The function's attribute as an int64 vector of one."""
+        node = ir.Node(
+            "",
+            "Constant",
+            [],
+            [ir.RefAttr("value_int", attribute, ir.AttributeType.INT)],
         )
-        return ir.Function(DOMAIN, name, "", graph=graph, attributes=[])
+        node.outputs[0].name = f"v{len(self._nodes)}"
+        self._nodes.append(node)
+        return self.op("Reshape", [node.outputs[0], self.constant([1], np.int64)])
+
+    def finish(
+        self, name: str, outputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()
+    ) -> ir.Function:
+        graph = ir.Graph(
+            self.inputs, outputs, nodes=self._nodes, opset_imports={"": OPSET}, name=name
+        )
+        return ir.Function(DOMAIN, name, "", graph=graph, attributes=attributes)
 
 
-def _linear8() -> ir.Function:
-    body = _Body(["x", "weight", "scale", "bias"])
-    x, weight, scale, bias = body.inputs
-    # [panel, K/4, column, 4] → [K, columns]
+_INPUTS = ("x", "weight", "scale", "bias", "multiplier")
+
+
+def _linear(name: str, bits: int, activation: str) -> ir.Function:
+    body = _Body(_INPUTS[: 4 if bits == 8 else 5])
+    return body.finish(name, [_activated(body, _logits(body, bits), activation)])
+
+
+def _top_logits(name: str, bits: int) -> ir.Function:
+    """Equal logits in the order of their columns, as TopK has it; the sum is the engine's own."""
+    body = _Body(_INPUTS[: 4 if bits == 8 else 5])
+    logits = _logits(body, bits)
+    lowest = body.constant(-np.inf)
+    keys = body.op("Where", [body.op("IsNaN", [logits]), lowest, logits])
+    _, ids = body.ops("TopK", [keys, body.integer("k")], 2)
+    best = body.op("GatherElements", [logits, ids], axis=-1)
+    last = body.constant([-1], np.int64)
+    most = body.op("ReduceMax", [logits, last], keepdims=1)
+    terms = body.op("Exp", [body.op("Sub", [logits, most])])
+    total = body.op("Log", [body.op("ReduceSum", [terms, last], keepdims=1)])
+    log_sum_exp = body.op("Squeeze", [body.op("Add", [total, most]), last])
+    attribute = ir.Attr("k", ir.AttributeType.INT, None)
+    return body.finish(name, [ids, best, log_sum_exp], [attribute])
+
+
+def _logits(body: _Body, bits: int) -> ir.Value:
+    x, weight, scale, bias = body.inputs[:4]
+    whole = _unpacked8(body, weight) if bits == 8 else _unpacked4(body, weight, body.inputs[4])
+    return _product(body, (x, whole, scale, bias))
+
+
+def _activated(body: _Body, y: ir.Value, activation: str) -> ir.Value:
+    """The operations of `primelens.kernels.activations.activate`, in the same order."""
+    if activation == "none":
+        return y
+    zero = body.constant(0)
+    if activation == "relu":
+        return body.op("Where", [body.op("Less", [y, zero]), zero, y])
+    if activation == "gelu":
+        rise = _sigmoid(body, y, NORMAL)
+    elif activation == "gelu_tanh":
+        cube = body.op("Mul", [body.op("Mul", [y, y]), y])
+        inner = body.op("Add", [y, body.binary("Mul", float(CUBIC), cube)])
+        rise = _sigmoid(body, body.binary("Mul", inner, float(TANH_SLOPE)), LOGISTIC)
+    else:
+        rise = _sigmoid(body, body.binary("Mul", float(QUICK), y), LOGISTIC)
+    return body.op("Mul", [y, body.binary("Add", 0.5, rise)])
+
+
+def _sigmoid(body: _Body, t: ir.Value, function: Sigmoid) -> ir.Value:
+    limits = [body.constant(-function.limit), body.constant(function.limit)]
+    t = body.op("Clip", [t, *limits])
+    square = body.op("Mul", [t, t])
+    above, below = (_horner(body, part, square) for part in (function.p, function.q))
+    quotient = body.op("Div", [body.op("Mul", [t, above]), below])
+    return body.op("Clip", [quotient, body.constant(-0.5), body.constant(0.5)])
+
+
+def _horner(body: _Body, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
+    value = body.constant(coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = body.binary("Add", body.op("Mul", [value, x]), coefficient)
+    return value
+
+
+def _unpacked8(body: _Body, weight: ir.Value) -> ir.Value:
+    """``[panel, K/4, column, 4]`` → ``[K, columns]``."""
     lying = body.op("Transpose", [weight], perm=[1, 3, 0, 2])
-    return _product(body, "Linear", (x, body.op("Flatten", [lying], axis=2), scale, bias))
+    return body.op("Flatten", [lying], axis=2)
 
 
-def _linear4() -> ir.Function:
-    body = _Body(["x", "weight", "scale", "bias", "multiplier"])
-    x, weight, scale, bias, multiplier = body.inputs
+def _unpacked4(body: _Body, weight: ir.Value, multiplier: ir.Value) -> ir.Value:
     low = body.op("BitwiseAnd", [weight, body.constant(15, np.uint8)])
     high = body.op("BitShift", [weight, body.constant(4, np.uint8)], direction="RIGHT")
     pairs = body.op("Concat", [low, high], axis=2)  # [panel, block, group, 64]
@@ -77,12 +193,10 @@ def _linear4() -> ir.Function:
     whole = body.op("Add", [body.op("Mul", [values, wide]), body.constant(128)])
     bytes_ = body.op("Cast", [whole], to=ir.DataType.UINT8.value)
     lying = body.op("Transpose", [bytes_], perm=[1, 2, 4, 0, 3])
-    return _product(body, "Linear4", (x, body.op("Flatten", [lying], axis=3), scale, bias))
+    return body.op("Flatten", [lying], axis=3)
 
 
-def _product(
-    body: _Body, name: str, operands: tuple[ir.Value, ir.Value, ir.Value, ir.Value]
-) -> ir.Function:
+def _product(body: _Body, operands: tuple[ir.Value, ir.Value, ir.Value, ir.Value]) -> ir.Value:
     """Rows rounded one by one, times ``[K, columns]`` of unsigned weights around 128."""
     x, weight, scale, bias = operands
     first, one = body.constant([0], np.int64), body.constant([1], np.int64)
@@ -99,4 +213,4 @@ def _product(
     wide = body.op("Cast", [total], to=ir.DataType.FLOAT.value)
     y = body.op("Mul", [wide, body.op("Div", [most, full])])
     y = body.op("Mul", [y, scale])
-    return body.finish(name, body.op("Add", [y, bias]))
+    return body.op("Add", [y, bias])

@@ -24,7 +24,7 @@ __all__ = ["BuildError", "compile_check", "compile_library", "main"]
 SOURCES = Path(__file__).resolve().parent / "src"
 
 _COMMON = ["-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-_VERSIONS = {
+_VERSIONS: dict[str, dict[str, Sequence[str]]] = {
     "x86_64": {
         "avx2": ["-mavx2"],
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
@@ -49,7 +49,7 @@ def compile_library(out: Path, *, extra: Sequence[str] = ()) -> None:
     Raises:
         BuildError: it cannot be compiled here.
     """
-    _compile(out, "operator", ["-fPIC", *extra], ["-shared", *extra])
+    _compile(out, ("operator", "call"), ["-fPIC", *extra], ["-shared", *extra])
 
 
 def compile_check(out: Path, *, machine: str | None = None, extra: Sequence[str] = ()) -> None:
@@ -63,16 +63,20 @@ def compile_check(out: Path, *, machine: str | None = None, extra: Sequence[str]
     Raises:
         BuildError: it cannot be compiled here.
     """
-    _compile(out, "check", list(extra), list(extra), machine)
+    _compile(out, ("check",), list(extra), list(extra), machine)
 
 
 def _compile(
-    out: Path, main_file: str, flags: list[str], link: list[str], machine: str | None = None
+    out: Path,
+    main_files: Sequence[str],
+    flags: list[str],
+    link: list[str],
+    machine: str | None = None,
 ) -> None:
     compiler = _compiler()
     name = (machine or platform.machine()).lower()
     versions = _VERSIONS.get(_MACHINES.get(name, name), {})
-    files = {main_file: [], "portable": [], **versions}
+    files = {**dict.fromkeys([*main_files, "portable", "top"], ()), **versions}
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         objects = []
         for stem, own in files.items():

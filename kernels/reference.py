@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["linear", "round_rows"]
+from primelens.kernels.activations import activate
+
+__all__ = ["linear", "round_rows", "top_logits"]
 
 Array = NDArray[Any]
+_CHUNK = 512  # columns whose exponentials are summed together
+_PADDING = np.float32(-3.402823466e38)
 _LEAST = np.float32(1e-30)  # a row smaller than this is rounded to zeros
 
 
@@ -27,7 +31,13 @@ def round_rows(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     return rounded.astype(np.int8), scales.astype(np.float32)
 
 
-def linear(x: Array, weight: Array, scale: Array, bias: Array | None = None) -> NDArray[np.float32]:
+def linear(
+    x: Array,
+    weight: Array,
+    scale: Array,
+    bias: Array | None = None,
+    activation: str = "none",
+) -> NDArray[np.float32]:
     """Rows times integer weights, as `src/linear.h` defines it.
 
     Args:
@@ -35,8 +45,68 @@ def linear(x: Array, weight: Array, scale: Array, bias: Array | None = None) -> 
         weight: integers ``[K, N]``.
         scale: float32 ``[N]``.
         bias: float32 ``[N]``.
+        activation: one of `primelens.kernels.activations.ACTIVATIONS`.
     """
     a, row_scale = round_rows(x)
     total = a.astype(np.int64) @ weight.astype(np.int64)
     y = total.astype(np.int32).astype(np.float32) * row_scale[:, None] * scale
-    return y if bias is None else y + bias
+    return activate(y if bias is None else y + bias, activation)
+
+
+def top_logits(
+    logits: Array, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """What ``TopLogits`` says about logits, which it never stores (`src/top.h`).
+
+    Args:
+        logits: float32 ``[M, N]``, from `linear`.
+        count: k, at most N.
+
+    Returns:
+        Columns ``[M, k]``, best first, the lower of equal ones first; their logits ``[M, k]``; and
+        ``log(sum(exp(logits)))`` over all columns ``[M]``, NaN where one is not finite.
+    """
+    keys = np.where(np.isnan(logits), np.float32(-np.inf), logits)
+    ids = np.argsort(-keys, axis=1, kind="stable")[:, :count]
+    return ids, np.take_along_axis(logits, ids, axis=1), _log_sum_exp(logits)
+
+
+def _log_sum_exp(logits: Array) -> NDArray[np.float32]:
+    rows, width = logits.shape
+    padding = ((0, 0), (0, -width % _CHUNK))
+    parts = np.pad(logits, padding, constant_values=_PADDING).reshape(rows, -1, _CHUNK)
+    most = np.fmax(np.fmax.reduce(parts, axis=2), _PADDING)
+    with np.errstate(invalid="ignore", over="ignore"):
+        terms = _exponential(parts - most[..., None]) + (parts - parts)
+    lanes = np.zeros((*most.shape, 16), np.float32)
+    for first in range(0, _CHUNK, 16):
+        lanes = lanes + terms[..., first : first + 16]
+    sums = np.zeros(most.shape)
+    for lane in range(16):
+        sums = sums + lanes[..., lane]
+    largest = most.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        shares = sums.astype(np.float32).astype(np.float64) * _exponential(most - largest)
+    total = np.zeros(rows)
+    for chunk in range(most.shape[1]):
+        total = total + shares[:, chunk]
+    return (largest[:, 0].astype(np.float64) + np.log(total)).astype(np.float32)
+
+
+def _exponential(d: Array) -> NDArray[np.float32]:
+    """exp of -86..0; smaller ones count as -86."""
+    d = np.nan_to_num(np.clip(d, np.float32(-86), np.float32(0)), nan=0)
+    shift = np.float32(12582912)  # adding it rounds to an integer
+    n = (d * np.float32(1.4426950408889634) + shift) - shift
+    r = (d - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
+    value = np.full_like(r, np.float32(0.0013829109957441688))
+    for coefficient in (
+        0.008374998345971107,
+        0.041668377816677094,
+        0.16666418313980103,
+        0.49999991059303284,
+        1.0,
+        1.0,
+    ):
+        value = value * r + np.float32(coefficient)
+    return np.ldexp(value, n.astype(np.int32)).astype(np.float32)

@@ -5,9 +5,13 @@
  * A tile is up to 4 rows x 1 panel, as two vectors of 8 columns.
  */
 #if defined(__x86_64__)
-#include "linear.h"
-
 #include <immintrin.h>
+
+#define PL_LANES 8
+#define PL_MOST(a, b) ((pl_floats)_mm256_max_ps(a, b))
+#define PL_LEAST(a, b) ((pl_floats)_mm256_min_ps(a, b))
+#include "vector.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -80,24 +84,8 @@ INLINE __m256i four(const int8_t *a) {
 }
 
 INLINE void finish(const pl_product *p, size_t row, size_t panel, const __m256i *sum) {
-    const size_t column = panel * PL_PANEL, count = pl_least(PL_PANEL, p->n - column);
-    float *y = p->y + row * p->n + column;
-    const float *scale = p->w_scale + column, *bias = p->bias ? p->bias + column : NULL;
-    if (count < PL_PANEL) {
-        int32_t sums[PL_PANEL];
-        memcpy(sums, sum, sizeof sums);
-        for (size_t i = 0; i < count; i++) {
-            const float value = (float)sums[i] * p->a_scale[row] * scale[i];
-            y[i] = bias ? value + bias[i] : value;
-        }
-        return;
-    }
-    UNROLL for (int h = 0; h < 2; h++) {
-        __m256 v = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[h]), _mm256_set1_ps(p->a_scale[row]));
-        v = _mm256_mul_ps(v, _mm256_loadu_ps(scale + 8 * h));
-        if (bias) v = _mm256_add_ps(v, _mm256_loadu_ps(bias + 8 * h));
-        _mm256_storeu_ps(y + 8 * h, v);
-    }
+    const pl_floats sums[2] = {_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])};
+    pl_finish(p, row, panel, sums);
 }
 
 /* sum + four products of w and x per lane, both signed, |.| at most 127 */
@@ -164,20 +152,23 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
     UNROLL for (int r = 0; r < rows; r++) finish(p, row + (size_t)r, panel, sum[r]);
 }
 
-#define PRODUCT(product, tile)                                                       \
-    static void product(const pl_product *p, const pl_part *part) {                  \
-        for (size_t panel = part->first_panel; panel < part->last_panel; panel++)    \
-            for (size_t row = part->first_row; row < part->last_row; row += ROWS)    \
-                switch (part->last_row - row) {                                      \
-                    case 1: tile(p, row, panel, 1); break;                           \
-                    case 2: tile(p, row, panel, 2); break;                           \
-                    case 3: tile(p, row, panel, 3); break;                           \
-                    default: tile(p, row, panel, 4); break;                          \
-                }                                                                    \
+#define PRODUCT(product, tile)                                                            \
+    static void product(const pl_product *p, const pl_part *part) {                       \
+        for (size_t panel = part->first_panel; panel < part->last_panel; panel++)         \
+            for (size_t row = part->first_row; row < part->last_row; row += ROWS) {       \
+                const size_t rows = pl_least(ROWS, part->last_row - row);                 \
+                switch (rows) {                                                           \
+                    case 1: tile(p, row, panel, 1); break;                                \
+                    case 2: tile(p, row, panel, 2); break;                                \
+                    case 3: tile(p, row, panel, 3); break;                                \
+                    default: tile(p, row, panel, 4); break;                               \
+                }                                                                         \
+                if (p->activation) pl_activate_tile(p, row, rows, panel, 1);              \
+            }                                                                             \
     }
 
 PRODUCT(product8, tile8)
 PRODUCT(product4, tile4)
 
-const pl_version pl_avx2 = {"avx2", round_row, product8, product4};
+const pl_version pl_avx2 = {"avx2", round_row, product8, product4, pl_reduce};
 #endif

@@ -6,9 +6,13 @@
  * the row's sum.
  */
 #if defined(__x86_64__)
-#include "linear.h"
-
 #include <immintrin.h>
+
+#define PL_LANES 16
+#define PL_MOST(a, b) ((pl_floats)_mm512_max_ps(a, b))
+#define PL_LEAST(a, b) ((pl_floats)_mm512_min_ps(a, b))
+#include "vector.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -66,13 +70,8 @@ INLINE __m512i four(const int8_t *a) {
 }
 
 INLINE void finish(const pl_product *p, size_t row, size_t panel, __m512i sum) {
-    const size_t column = panel * PL_PANEL;
-    const __mmask16 mask = tail(pl_least(PL_PANEL, p->n - column));
-    const __m512 scale = _mm512_maskz_loadu_ps(mask, p->w_scale + column);
-    __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(p->a_scale[row]));
-    y = _mm512_mul_ps(y, scale);
-    if (p->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, p->bias + column));
-    _mm512_mask_storeu_ps(p->y + row * p->n + column, mask, y);
+    const pl_floats sums[1] = {_mm512_cvtepi32_ps(sum)};
+    pl_finish(p, row, panel, sums);
 }
 
 INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows, const int panels) {
@@ -164,6 +163,8 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows,
                     EVERY_ROWS(tile, panels)                                                \
                 else                                                                        \
                     EVERY_ROWS(tile, 1)                                                     \
+                if (p->activation)                                                          \
+                    pl_activate_tile(p, row, rows, panel, whole ? panels : 1);              \
             }                                                                               \
             panel += whole ? panels : 1;                                                    \
         }                                                                                   \
@@ -172,5 +173,5 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows,
 PRODUCT(product8, tile8, PANELS8)
 PRODUCT(product4, tile4, PANELS4)
 
-const pl_version pl_avx512 = {"avx512-vnni", round_row, product8, product4};
+const pl_version pl_avx512 = {"avx512-vnni", round_row, product8, product4, pl_reduce};
 #endif

@@ -7,7 +7,8 @@
  *
  * in float32, in that order, without fused multiply-add. Every sum is exact, so the result is the
  * same bits on every instruction set, in every blocking and for every number of rows; what a row
- * yields cannot depend on the rows beside it.
+ * yields cannot depend on the rows beside it. An activation may follow, made of the same plain
+ * float32 operations (vector.h).
  *
  * 8 bits: w in -127..127, stored as w + 128. Layout [panel][K/4][16][4]: a panel is 16 columns,
  *     and four consecutive k of one column lie side by side.
@@ -28,7 +29,10 @@
 
 #define PL_PANEL 16
 #define PL_BLOCK 32
+#define PL_PADDING (-3.402823466e+38f)
 #define PL_MOST_K 65536 /* 127 * 255 * 65536 < 2^31 */
+
+typedef enum { PL_NONE, PL_RELU, PL_GELU, PL_GELU_TANH, PL_QUICK_GELU } pl_activation;
 
 /* One call: M rows of K bytes against columns of N. */
 typedef struct {
@@ -40,6 +44,7 @@ typedef struct {
     const uint8_t *w_multiplier; /* 4 bits only */
     const float *w_scale;   /* [n] */
     const float *bias;      /* [n] or NULL */
+    pl_activation activation;
     float *y;               /* [m][n] */
 } pl_product;
 
@@ -53,6 +58,9 @@ typedef struct {
     void (*round_row)(const float *x, size_t k, int8_t *a, float *scale, int32_t *sum);
     void (*product8)(const pl_product *product, const pl_part *part);
     void (*product4)(const pl_product *product, const pl_part *part);
+    /* Largest of `count` logits (a multiple of 16, padded with PL_PADDING), and in lane i the sum
+     * of exp(logit - largest) over every 16th; NaN in a lane that holds a value not finite. */
+    void (*reduce)(const float *logits, size_t count, float *most, float *sums);
 } pl_version;
 
 /* The fastest version that this processor can run, or the one that PRIMELENS_KERNELS names

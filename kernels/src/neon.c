@@ -2,7 +2,8 @@
  * of the row and adds them to an int32 lane, exactly. Four vectors hold a panel's 16 columns.
  */
 #if defined(__aarch64__)
-#include "linear.h"
+#define PL_LANES 4
+#include "vector.h"
 
 #include <arm_neon.h>
 #include <math.h>
@@ -49,15 +50,9 @@ INLINE int8x16_t four(const int8_t *a) {
 }
 
 INLINE void finish(const pl_product *p, size_t row, size_t panel, const int32x4_t *sum) {
-    const size_t column = panel * PL_PANEL, count = pl_least(PL_PANEL, p->n - column);
-    float *y = p->y + row * p->n + column;
-    const float *scale = p->w_scale + column, *bias = p->bias ? p->bias + column : NULL;
-    int32_t sums[PL_PANEL];
-    UNROLL for (int q = 0; q < QUARTERS; q++) vst1q_s32(sums + 4 * q, sum[q]);
-    for (size_t i = 0; i < count; i++) {
-        const float value = (float)sums[i] * p->a_scale[row] * scale[i];
-        y[i] = bias ? value + bias[i] : value;
-    }
+    pl_floats sums[QUARTERS];
+    UNROLL for (int q = 0; q < QUARTERS; q++) sums[q] = (pl_floats)vcvtq_f32_s32(sum[q]);
+    pl_finish(p, row, panel, sums);
 }
 
 INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows) {
@@ -115,20 +110,23 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
     UNROLL for (int r = 0; r < rows; r++) finish(p, row + (size_t)r, panel, sum[r]);
 }
 
-#define PRODUCT(product, tile)                                                       \
-    static void product(const pl_product *p, const pl_part *part) {                  \
-        for (size_t panel = part->first_panel; panel < part->last_panel; panel++)    \
-            for (size_t row = part->first_row; row < part->last_row; row += ROWS)    \
-                switch (part->last_row - row) {                                      \
-                    case 1: tile(p, row, panel, 1); break;                           \
-                    case 2: tile(p, row, panel, 2); break;                           \
-                    case 3: tile(p, row, panel, 3); break;                           \
-                    default: tile(p, row, panel, 4); break;                          \
-                }                                                                    \
+#define PRODUCT(product, tile)                                                            \
+    static void product(const pl_product *p, const pl_part *part) {                       \
+        for (size_t panel = part->first_panel; panel < part->last_panel; panel++)         \
+            for (size_t row = part->first_row; row < part->last_row; row += ROWS) {       \
+                const size_t rows = pl_least(ROWS, part->last_row - row);                 \
+                switch (rows) {                                                           \
+                    case 1: tile(p, row, panel, 1); break;                                \
+                    case 2: tile(p, row, panel, 2); break;                                \
+                    case 3: tile(p, row, panel, 3); break;                                \
+                    default: tile(p, row, panel, 4); break;                               \
+                }                                                                         \
+                if (p->activation) pl_activate_tile(p, row, rows, panel, 1);              \
+            }                                                                             \
     }
 
 PRODUCT(product8, tile8)
 PRODUCT(product4, tile4)
 
-const pl_version pl_neon = {"neon", round_row, product8, product4};
+const pl_version pl_neon = {"neon", round_row, product8, product4, pl_reduce};
 #endif

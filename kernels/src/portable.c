@@ -1,5 +1,6 @@
 /* Portable C: what the other versions are compared with, and the choice between them. */
-#include "linear.h"
+#define PL_LANES 4
+#include "vector.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -44,18 +45,16 @@ void pl_block_sums(const int8_t *a, size_t k, int32_t *sums) {
     }
 }
 
-static void finish(const pl_product *p, size_t row, size_t column, size_t count, const int32_t *sum) {
-    float *y = p->y + row * p->n + column;
-    for (size_t i = 0; i < count; i++) {
-        float value = (float)sum[i] * p->a_scale[row] * p->w_scale[column + i];
-        y[i] = p->bias ? value + p->bias[column + i] : value;
-    }
+static void finish(const pl_product *p, size_t row, size_t panel, const int32_t *sum) {
+    pl_floats sums[PL_PARTS];
+    for (int i = 0; i < PL_PANEL; i++) sums[i / PL_LANES][i % PL_LANES] = (float)sum[i];
+    pl_finish(p, row, panel, sums);
+    if (p->activation) pl_activate_tile(p, row, 1, panel, 1);
 }
 
 static void product8(const pl_product *p, const pl_part *part) {
     for (size_t panel = part->first_panel; panel < part->last_panel; panel++) {
         const uint8_t *w = p->w + panel * p->k * PL_PANEL;
-        const size_t count = pl_least(PL_PANEL, p->n - panel * PL_PANEL);
         for (size_t row = part->first_row; row < part->last_row; row++) {
             const int8_t *a = p->a + row * p->k;
             int32_t sum[PL_PANEL] = {0};
@@ -63,7 +62,7 @@ static void product8(const pl_product *p, const pl_part *part) {
                 for (size_t i = 0; i < PL_PANEL; i++)
                     for (size_t j = 0; j < 4; j++)
                         sum[i] += a[4 * g + j] * ((int32_t)w[(g * PL_PANEL + i) * 4 + j] - 128);
-            finish(p, row, panel * PL_PANEL, count, sum);
+            finish(p, row, panel, sum);
         }
     }
 }
@@ -71,7 +70,6 @@ static void product8(const pl_product *p, const pl_part *part) {
 static void product4(const pl_product *p, const pl_part *part) {
     const size_t blocks = p->k / PL_BLOCK;
     for (size_t panel = part->first_panel; panel < part->last_panel; panel++) {
-        const size_t count = pl_least(PL_PANEL, p->n - panel * PL_PANEL);
         for (size_t row = part->first_row; row < part->last_row; row++) {
             int32_t sum[PL_PANEL] = {0};
             for (size_t b = 0; b < blocks; b++) {
@@ -89,12 +87,12 @@ static void product4(const pl_product *p, const pl_part *part) {
                     sum[i] += dot * multiplier[i];
                 }
             }
-            finish(p, row, panel * PL_PANEL, count, sum);
+            finish(p, row, panel, sum);
         }
     }
 }
 
-const pl_version pl_portable = {"portable", round_row, product8, product4};
+const pl_version pl_portable = {"portable", round_row, product8, product4, pl_reduce};
 
 const pl_version *pl_find(const char *name) {
     if (!strcmp(name, "portable")) return &pl_portable;

@@ -13,8 +13,9 @@ import pytest
 from primelens import EngineError, kernels
 from primelens.engine_onnx import OnnxEngine
 from primelens.export.graph import GraphBuilder
-from primelens.export.linear_functions import add_functions
+from primelens.export.linear_functions import add_functions, operator_name
 from primelens.kernels import layout, reference
+from primelens.kernels.activations import ACTIVATIONS
 
 FLOAT = ir.DataType.FLOAT
 needs_library = pytest.mark.skipif(
@@ -22,8 +23,11 @@ needs_library = pytest.mark.skipif(
 )
 
 
-def graph_file(folder: Path, inner: int, width: int, bits: int, seed: int) -> tuple[Path, Any]:
-    """A graph ``y = Linear(x)``, and its integer weights, scales and bias."""
+def weights(
+    g: GraphBuilder, shape: tuple[int, int], bits: int, seed: int
+) -> tuple[list[ir.Value], Any]:
+    """Random operands after x of an operator, and integer weights, scales and bias."""
+    inner, width = shape
     rng = np.random.default_rng(seed)
     scale, bias = rng.random(width, np.float32), rng.standard_normal(width).astype(np.float32)
     if bits == 8:
@@ -35,16 +39,22 @@ def graph_file(folder: Path, inner: int, width: int, bits: int, seed: int) -> tu
         weight = values * np.repeat(multipliers, 32, axis=0)
         first, second = layout.pack4(values, multipliers)
         packed = [("weight", first), ("scale", scale), ("bias", bias), ("multiplier", second)]
+    return [g.weight(name, array) for name, array in packed], (weight, scale, bias)
+
+
+def graph_file(
+    folder: Path, shape: tuple[int, int], bits: int, seed: int, activation: str = "none"
+) -> tuple[Path, Any]:
+    """A graph ``y = Linear(x)``, and its integer weights, scales and bias."""
     g = GraphBuilder("linear")
-    x = g.input("x", FLOAT, ["A", "B", inner])
-    inputs = [x, *(g.weight(name, array) for name, array in packed)]
-    name = "Linear" if bits == 8 else "Linear4"
-    y = g.op(name, inputs, "y", domain=kernels.DOMAIN)
-    model = g.finish([(y, FLOAT, ["A", "B", width])])
+    x = g.input("x", FLOAT, ["A", "B", shape[0]])
+    inputs, plain = weights(g, shape, bits, seed)
+    y = g.op(operator_name(bits, activation), [x, *inputs], "y", domain=kernels.DOMAIN)
+    model = g.finish([(y, FLOAT, ["A", "B", shape[1]])])
     add_functions(model)
-    path = folder / f"{bits}-{inner}-{width}.onnx"
+    path = folder / f"{bits}-{shape[0]}-{shape[1]}-{activation}.onnx"
     ir.save(model, path)
-    return path, (weight, scale, bias)
+    return path, plain
 
 
 SHAPES = [(1, 1, 32, 16), (2, 3, 96, 37), (1, 16, 64, 200), (1, 5, 32, 1), (3, 40, 160, 65)]
@@ -62,7 +72,7 @@ def test_three_ways_one_result(
     shape: tuple[int, int, int, int],
 ) -> None:
     first, second, inner, width = shape
-    path, (weight, scale, bias) = graph_file(tmp_path, inner, width, bits, 1)
+    path, (weight, scale, bias) = graph_file(tmp_path, (inner, width), bits, 1)
     x = np.random.default_rng(2).standard_normal((first, second, inner)).astype(np.float32)
     x[0, 0] *= 1e6  # a companion that is far larger
     wanted = reference.linear(x.reshape(-1, inner), weight, scale, bias).reshape(first, second, -1)
@@ -73,8 +83,25 @@ def test_three_ways_one_result(
 
 
 @needs_library
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
+def test_activations_are_the_same_bits_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, activation: str
+) -> None:
+    path, (weight, scale, bias) = graph_file(tmp_path, (64, 85), bits, 5, activation)
+    x = np.random.default_rng(6).standard_normal((1, 21, 64)).astype(np.float32)
+    x *= 10.0 ** np.linspace(-4, 0, 21, dtype=np.float32)[:, None]
+    wanted = reference.linear(x[0], weight, scale, bias, activation)
+    assert (wanted == 0).any() or activation != "relu"
+    for choice in ("", "portable", "avx2", "off"):
+        monkeypatch.setenv(kernels.ENVIRONMENT, choice)
+        found = OnnxEngine(threads=2).open(path).run({"x": x})["y"]
+        np.testing.assert_array_equal(found[0], wanted, err_msg=choice or "default")
+
+
+@needs_library
 def test_a_row_does_not_depend_on_its_companions(tmp_path: Path) -> None:
-    path, _ = graph_file(tmp_path, 96, 80, 8, 3)
+    path, _ = graph_file(tmp_path, (96, 80), 8, 3)
     graph = OnnxEngine(threads=2).open(path)
     x = np.random.default_rng(4).standard_normal((1, 33, 96)).astype(np.float32)
     together = graph.run({"x": x})["y"]
@@ -85,7 +112,7 @@ def test_a_row_does_not_depend_on_its_companions(tmp_path: Path) -> None:
 
 @needs_library
 def test_no_rows_give_no_rows(tmp_path: Path) -> None:
-    path, _ = graph_file(tmp_path, 32, 16, 8, 3)
+    path, _ = graph_file(tmp_path, (32, 16), 8, 3)
     found = OnnxEngine(threads=1).open(path).run({"x": np.zeros((2, 0, 32), np.float32)})
     assert found["y"].shape == (2, 0, 16)
 
@@ -122,7 +149,7 @@ def test_the_fallback_is_announced_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(kernels.ENVIRONMENT, "off")
-    path, _ = graph_file(tmp_path, 32, 16, 8, 3)
+    path, _ = graph_file(tmp_path, (32, 16), 8, 3)
     engine = OnnxEngine(threads=1)
     with caplog.at_level(logging.WARNING, logger="primelens.engine"):
         engine.open(path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.kernels import layout, reference
+from primelens.kernels.activations import ACTIVATIONS, activate
 
 
 @settings(max_examples=40)
@@ -75,3 +78,56 @@ def test_a_value_that_is_not_finite_spoils_its_row_alone(bad: float) -> None:
     found = reference.linear(x, np.ones((8, 2), np.int64), np.ones(2, np.float32))
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2]]).all()
+
+
+def _exact(y: np.ndarray, activation: str) -> np.ndarray:
+    y = y.astype(np.float64)
+    if activation == "relu":
+        return np.maximum(y, 0)
+    if activation == "gelu":
+        return y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
+    slope = 1.702 * y
+    if activation == "gelu_tanh":
+        slope = 2 * math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)
+    return np.asarray(y * 0.5 * (1 + np.tanh(slope / 2)))
+
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
+def test_activations_are_what_they_are_called(activation: str) -> None:
+    rng = np.random.default_rng(7)
+    y = np.concatenate([np.linspace(-30, 30, 60001), rng.standard_normal(20000)])
+    y = np.concatenate([y, y * 1e-3, [1e6, -1e6, 3e38, -3e38]]).astype(np.float32)
+    error = np.abs(activate(y, activation) - _exact(y, activation))
+    assert (error / np.maximum(1, np.abs(y))).max() <= 4e-7
+    assert np.isnan(activate(np.array([np.nan], np.float32), activation)).all()
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="swish"):
+        activate(np.zeros(1, np.float32), "swish")
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 1300), st.integers(0, 2**31))
+def test_top_logits_are_those_of_a_sort(rows: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (rng.integers(-40, 40, (rows, width)) / 4).astype(np.float32)  # many are equal
+    count = min(width, 9)
+    ids, best, log_sum_exp = reference.top_logits(logits, count)
+    for row in range(rows):
+        order = sorted(range(width), key=lambda i: (-logits[row, i], i))[:count]
+        assert ids[row].tolist() == order
+        assert best[row].tolist() == logits[row, order].tolist()
+    exact = np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(log_sum_exp, exact, rtol=3e-7, atol=5e-7)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_shows(bad: float) -> None:
+    logits = np.zeros((2, 600), np.float32)
+    logits[1, 577] = bad
+    ids, best, log_sum_exp = reference.top_logits(logits, 2)
+    assert np.isfinite(log_sum_exp[0])
+    assert np.isnan(log_sum_exp[1])
+    assert ids[1].tolist() == ([0, 1] if np.isnan(bad) else [577, 0])
+    assert not np.isnan(best).any()
