@@ -44,8 +44,12 @@ model = primelens.load(sys.argv[1], options=options)
 stamps.append(time.monotonic())
 caption = model.caption(sys.argv[2])
 stamps.append(time.monotonic())
+from pathlib import Path
+status = Path("/proc/self/status")
+words = status.read_text().split() if status.is_file() else ["VmHWM:", "0"]
 print(json.dumps({"stamps": stamps, "text": caption.text, "tokens": len(caption.tokens),
-                  "model": model.name, "engine": model.engine_name}))
+                  "model": model.name, "engine": model.engine_name,
+                  "peak": int(words[words.index("VmHWM:") + 1]) * 1024}))
 """
 
 
@@ -57,6 +61,7 @@ class ColdStart:
         model: the bundle's own name and the engine's.
         seconds: one row per process: part → seconds, and "total".
         text: what the caption said; ``tokens`` its length.
+        peaks: bytes that were resident at most, one per process; 0 where the system does not tell.
     """
 
     model: str
@@ -65,6 +70,7 @@ class ColdStart:
     seconds: Sequence[Mapping[str, float]]
     environment: Environment
     others: float | None
+    peaks: Sequence[int] = ()
 
     def median(self, part: str = "total") -> float:
         """Seconds: the median of a part, or of the total, over the processes."""
@@ -83,6 +89,7 @@ class ColdStart:
             f"cold start {self.median() * 1e3:.0f} ms from process start to the first caption",
             f"           median of {len(totals)} fresh processes, {span}; page cache warm",
             f"           {split} ms (medians of the parts)",
+            f"memory     {max(self.peaks, default=0) / 1e6:.0f} MB resident at most",
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,11 +104,12 @@ class ColdStart:
             "tokens": self.tokens,
             "median_ms": {part: self.median(part) * 1e3 for part in (*PARTS, "total")},
             "seconds": [dict(row) for row in self.seconds],
+            "peak_bytes": list(self.peaks),
         }
 
 
 def measure_cold_start(
-    model: str, picture: Path, *, repetitions: int = 7, warm_ups: int = 2, check: str = "full"
+    model: str, picture: Path, *, repetitions: int = 7, warm_ups: int = 2, check: str = "once"
 ) -> ColdStart:
     """Start ``warm_ups + repetitions`` processes one after the other.
 
@@ -110,7 +118,7 @@ def measure_cold_start(
         picture: the picture to caption.
         repetitions: processes that count.
         warm_ups: processes before, which bring files into the page cache.
-        check: how the bundle is checked when it is loaded, "full" or "size".
+        check: how the bundle is checked when it is loaded, "full", "once" or "size".
 
     Raises:
         EngineError: a process failed; the message carries what it said.
@@ -125,6 +133,7 @@ def measure_cold_start(
         seconds=[run["seconds"] for run in runs[warm_ups:]],
         environment=capture(),
         others=others,
+        peaks=[int(run.get("peak", 0)) for run in runs[warm_ups:]],
     )
 
 
@@ -169,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="default", help="bundle, hub id, or default")
     parser.add_argument("--image", type=Path, help="the picture; default: a shipped sample")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--check", choices=("full", "size"), default="full")
+    parser.add_argument("--check", choices=("full", "once", "size"), default="once")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     chosen = parser.parse_args(arguments)
     if chosen.repetitions < 5:

@@ -12,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from primelens.checked import known_unaltered, remember_unaltered
 from primelens.errors import BundleError, ModelNotFoundError
 from primelens.manifest import FileRecord, Manifest, plain_file_name
 
-__all__ = ["ENGINES_FOLDER", "MANIFEST_NAME", "Bundle", "file_record", "open_bundle"]
+__all__ = ["ENGINES_FOLDER", "MANIFEST_NAME", "Bundle", "Check", "file_record", "open_bundle"]
 
 MANIFEST_NAME = "bundle.json"
 ENGINES_FOLDER = "engines"  # compiled plans, rebuildable, checked by the engine that reads them
@@ -48,12 +50,17 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=digest)
 
 
-def open_bundle(folder: str | Path, *, check: Literal["full", "size"] = "full") -> Bundle:
+Check = Literal["full", "once", "size"]
+
+
+def open_bundle(folder: str | Path, *, check: Check = "full") -> Bundle:
     """Read and check a bundle.
 
     Args:
         folder: the bundle.
-        check: "full" compares every SHA-256, "size" trusts a content that has the right size.
+        check: "full" compares every SHA-256; "once" does so but for large files that were found
+            unaltered before and have not been touched since (`primelens.checked`); "size" trusts a
+            content that has the right size.
 
     Raises:
         ModelNotFoundError: there is no such folder, or it holds no bundle.
@@ -69,8 +76,8 @@ def open_bundle(folder: str | Path, *, check: Literal["full", "size"] = "full") 
         problems += found
         if not found:
             sound.append(name)
-    if check == "full":
-        problems += _altered(folder, {name: manifest.files[name] for name in sound})
+    if check != "size":
+        problems += _contents(folder, manifest.files, sound, check)
     if problems:
         raise BundleError(
             f"The bundle {folder} is incomplete or altered:", remedy=_REMEDY, problems=problems
@@ -132,6 +139,19 @@ def _metadata_problem(path: Path, name: str, record: FileRecord) -> list[str]:
     if status.st_size != record.size:
         return [f"{name}: {status.st_size} bytes, the manifest says {record.size}"]
     return []
+
+
+def _contents(
+    folder: Path, files: Mapping[str, FileRecord], names: Sequence[str], check: Check
+) -> list[str]:
+    """What is wrong with the contents of ``names``."""
+    since = time.time()
+    known = known_unaltered(folder, files) if check == "once" else set()
+    left = {name: files[name] for name in names if name not in known}
+    problems = _altered(folder, left)
+    if check == "once" and left and not problems:
+        remember_unaltered(folder, files, names, since)
+    return problems
 
 
 def _altered(folder: Path, files: Mapping[str, FileRecord]) -> list[str]:

@@ -29,19 +29,21 @@ class LoadOptions:
     Attributes:
         threads: threads of the inference engine; None lets the engine take one per physical core.
         spin: idle engine threads spin (lower latency) instead of sleeping (lower CPU use).
-        check: "full" compares every file's SHA-256 with the manifest, "size" only sizes and links.
+        check: "once" compares every file's SHA-256 with the manifest, but of a large bundle not
+            again as long as the file system says that its files were not touched since; "full"
+            compares every time, "size" only sizes and links.
         revision: commit, branch or tag, where the name is a hub id.
     """
 
     threads: int | None = None
     spin: bool = True
-    check: Literal["full", "size"] = "full"
+    check: Literal["full", "once", "size"] = "once"
     revision: str | None = None
 
     def __post_init__(self) -> None:
         _at_least("threads", self.threads, 1)
-        if self.check not in ("full", "size"):
-            raise OptionError(f"check is {self.check!r}; it must be 'full' or 'size'.")
+        if self.check not in ("full", "once", "size"):
+            raise OptionError(f"check is {self.check!r}; it must be 'full', 'once' or 'size'.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ a streamer notes when each token was known, a hook how long the tower took.
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -48,12 +49,16 @@ class GeneratePeer:
         checkpoint: folder or hub id.
         name: in the run.
         threads: to compute with; None for the peer's own choice.
+        kept: folder where what the peer makes of the checkpoint is kept between runs, if it makes
+            anything; None keeps nothing.
     """
 
     label = "transformers eager"
     notes: tuple[str, ...] = ()
 
-    def __init__(self, checkpoint: str, name: str, threads: int | None = None) -> None:
+    def __init__(
+        self, checkpoint: str, name: str, threads: int | None = None, kept: str | None = None
+    ) -> None:
         start = time.monotonic()
         import torch
         import transformers
@@ -61,6 +66,7 @@ class GeneratePeer:
         self._imports()
         imported = time.monotonic()
         self._torch, self._name, self._threads = torch, name, threads
+        self._kept = kept
         if threads is not None:
             torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
@@ -243,9 +249,12 @@ class OptimumOnnxPeer(GeneratePeer):
         options = runtime.SessionOptions()
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        return optimum.ORTModelForVision2Seq.from_pretrained(
-            checkpoint, export=True, session_options=options
-        )
+        kind = optimum.ORTModelForVision2Seq
+        if self._kept is None:
+            return kind.from_pretrained(checkpoint, export=True, session_options=options)
+        if not os.path.isdir(self._kept):  # noqa: PTH112
+            kind.from_pretrained(checkpoint, export=True).save_pretrained(self._kept)
+        return kind.from_pretrained(self._kept, session_options=options)
 
 
 class OpenVinoPeer(GeneratePeer):

@@ -1,0 +1,90 @@
+"""The part ``step``: decode steps of bundles of several precisions against the machine's limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from primelens.bench.estimators import percentile
+from primelens.bench.graph_work import weight_operations
+from primelens.bench.run import Say
+from primelens.bench.step import measure_steps
+from primelens.bench.step_bytes import graph_weights, step_bytes
+from primelens.bench.steppers import RuntimeStepper
+
+if TYPE_CHECKING:
+    from primelens.bench.target_runs import PartRun
+
+__all__ = ["measure_step_part"]
+
+PAST = 16
+STEPS = 5
+
+
+def measure_step_part(run: PartRun, say: Say) -> dict[str, Any]:
+    """Every precision at the batches that are promised of it; the bundles take turns.
+
+    Their logits are compared with those of the first precision, so that a fast step that says
+    something else is seen.
+    """
+    wanted = {
+        (precision, int(batch))
+        for precision, _, batch in (check.value.split("/") for check in run.part.checks)
+        if precision in run.bundles
+    }
+    names = [precision for precision in run.part.precisions if precision in run.bundles]
+    steppers: dict[str, RuntimeStepper] = {}
+    for name in names:
+        say(f"opening {name}")
+        steppers[name] = RuntimeStepper(Path(run.bundles[name].bundle), PAST + STEPS, run.threads)
+        steppers[name].name = name
+    operations = _operations(run)
+    vocabulary = next(iter(steppers.values())).spec.vocab_size
+    tokens = np.random.default_rng(0).integers(0, vocabulary, PAST + STEPS).tolist()
+    values, systems = {}, {}
+    for batch in run.part.batches:
+        at_hand = [name for name in names if (name, batch) in wanted]
+        if not at_hand:
+            continue
+        say(f"step, batch {batch}: {', '.join(at_hand)}")
+        for name in at_hand:
+            steppers[name].resize(batch, 1)
+        seconds, _, same = measure_steps(
+            [steppers[name] for name in at_hand], tokens, PAST, blocks=run.blocks, steps=STEPS
+        )
+        for name in at_hand:
+            middle = percentile([s for block in seconds[name] for s in block], 50.0)
+            limit = _limits(run, steppers[name], batch, operations)
+            values[f"{name}/limit/{batch}"] = {"value": middle / limit["total"]}
+            systems[f"{name}, batch {batch}"] = {
+                "seconds": middle,
+                "batch": batch,
+                "limit": limit,
+                "same_tokens": same,
+            }
+    return {"values": values, "systems": systems}
+
+
+def _operations(run: PartRun) -> int:
+    """Of one row's products with weights, counted where every product can be: in fp32."""
+    stepper = run.bundles["fp32"]
+    from primelens.bench.captioner import require_caption_head
+    from primelens.bundle import open_bundle
+
+    bundle = open_bundle(stepper.bundle, check="size")
+    return weight_operations(bundle.path(require_caption_head(bundle.manifest).decoder.graph))
+
+
+def _limits(run: PartRun, stepper: RuntimeStepper, batch: int, operations: int) -> dict[str, float]:
+    """Seconds that memory and arithmetic need at least; ``total`` is the larger of the two."""
+    weights = graph_weights(stepper.bundle.path(stepper.spec.graph))
+    read = step_bytes(
+        weights, stepper.spec, stepper.cross_bytes, past=PAST + (STEPS - 1) // 2, rows=batch
+    )
+    limits = run.limits
+    fp32 = stepper.bundle.manifest.writers and "fp32" in stepper.name
+    peak = limits.fp32_flop_per_s if fp32 else limits.int8_op_per_s or limits.fp32_flop_per_s
+    memory, arithmetic = read.total / limits.read_bytes_per_s, batch * operations / peak
+    return {"memory": memory, "arithmetic": arithmetic, "total": max(memory, arithmetic)}
