@@ -6,30 +6,46 @@
         lock                flock: shared to open the index, exclusive to rebuild it
         index/entries.db    recency and size (SQLite); rebuildable, see `primelens.store.index`
         v1/ab/ab….safetensors   the entries, in 256 folders by the first two digits of the key
-        tmp/                files being written; each is locked by its living writer
+        tmp/                files being written, named after their writers
+        writers/            a file for each open store, which locks it as long as it lives
         quarantine/         files that failed their check, evicted before anything else
 
 Every path is resolved relative to the opened folder, one component at a time, and no component may
-be a link. A file is written under a temporary name and renamed, so a reader sees all of it or
-nothing; it is *not* fsynced, because an entry can be computed again and its checksum tells a torn
-file from a whole one.
+be a link. The folder and its inner ones are opened and checked once; those of the fan-out with each
+use, which costs less than to hold 256 of them. A file is written under a temporary name and
+renamed, so a reader sees all of it or nothing; it is *not* fsynced, because an entry can be
+computed again and its checksum tells a torn file from a whole one.
+
+A file in ``writers/`` lists the entries that its writer has written, or is about to, since it last
+told the index, so that they are found when it dies: `Writer`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from primelens.errors import StoreError
 
-__all__ = ["ENTRIES", "INDEX", "QUARANTINE", "TEMPORARY", "StoreFolder"]
+__all__ = [
+    "ENTRIES",
+    "INDEX",
+    "QUARANTINE",
+    "TEMPORARY",
+    "WRITERS",
+    "DeadWriters",
+    "StoreFolder",
+    "Writer",
+]
 
-ENTRIES, INDEX, QUARANTINE, TEMPORARY = "v1", "index", "quarantine", "tmp"
+ENTRIES, INDEX, QUARANTINE, TEMPORARY, WRITERS = "v1", "index", "quarantine", "tmp", "writers"
 SUFFIX = ".safetensors"
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -37,6 +53,7 @@ _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 _LARGEST = 2**31  # bytes of a file that is read at all
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 class StoreFolder:
@@ -53,6 +70,7 @@ class StoreFolder:
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path, self.writable = path, writable
+        self._inner: dict[str, int] = {}  # descriptors of the folders right in this one
         if os.name != "posix":
             raise StoreError("Kept embeddings need a POSIX system.", remedy="Run without a store.")
         try:
@@ -66,24 +84,20 @@ class StoreFolder:
         try:
             _refuse_foreign(path, os.fstat(self._root))
             if writable:
-                for name in (ENTRIES, INDEX, QUARANTINE, TEMPORARY):
-                    self.make_folder(name)
+                for name in (ENTRIES, INDEX, QUARANTINE, TEMPORARY, WRITERS):
+                    self._make_folder(name)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Close the folder; the object is of no use afterwards."""
+        for descriptor in self._inner.values():
+            os.close(descriptor)
+        self._inner.clear()
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
-
-    def make_folder(self, name: str) -> None:
-        """Make a folder of the store where it is absent."""
-        with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=self._root)
-        with self._inside(name):
-            pass
 
     def read(self, digest: str, most: int | None = None) -> tuple[bytes, int]:
         """Content and inode of an entry's file; of the content at most the first ``most`` bytes.
@@ -92,8 +106,11 @@ class StoreFolder:
             FileNotFoundError: there is none.
             OSError: it cannot be read, is a link, or no regular file with one name (ELOOP).
         """
-        with self._inside(ENTRIES, digest[:2]) as folder:
+        folder = self._open_inner(self._inside(ENTRIES), digest[:2])
+        try:
             descriptor = os.open(digest + SUFFIX, _READ, dir_fd=folder)
+        finally:
+            os.close(folder)
         try:
             status = os.fstat(descriptor)
             if (
@@ -112,50 +129,44 @@ class StoreFolder:
     def has(self, digest: str) -> bool:
         """Whether an entry has a file."""
         try:
-            with self._inside(ENTRIES, digest[:2]) as folder:
+            with self._fan_out(digest) as folder:
                 os.stat(digest + SUFFIX, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return True
 
-    @contextmanager
-    def writing(self, parts: Sequence[memoryview]) -> Iterator[str]:
-        """Write a temporary file and give its name; it is removed unless `publish` took it.
+    def write(self, digest: str, parts: Sequence[memoryview], name: str) -> None:
+        """Write an entry's file, in place of any that is there.
 
-        The file stays locked meanwhile, which is how `sweep` tells a living writer's file.
+        Args:
+            digest: the entry.
+            parts: the content.
+            name: of the temporary file; it begins with the writer's name, see `Writer`.
         """
-        import fcntl
-
-        name = secrets.token_hex(12)
-        with self._inside(TEMPORARY) as folder:
-            fcntl.flock(folder, fcntl.LOCK_SH)  # no sweep between the file and its lock
-            descriptor = os.open(name, _CREATE, 0o600, dir_fd=folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        temporary = self._inside(TEMPORARY)
+        descriptor = os.open(name, _CREATE, 0o600, dir_fd=temporary)
         try:
-            for part in parts:
-                while part:
-                    part = part[os.write(descriptor, part) :]
-            yield name
-        finally:
-            with self._inside(TEMPORARY) as folder, suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=folder)
-            os.close(descriptor)
-
-    def publish(self, name: str, digest: str) -> None:
-        """Give a temporary file its final name, in place of any entry that has it."""
-        with self._inside(TEMPORARY) as source:
+            _write_all(descriptor, parts)
+            folder = self._made_fan_out(digest)
             try:
-                target = self._inside(ENTRIES, digest[:2])
-                with target as folder:
-                    os.rename(name, digest + SUFFIX, src_dir_fd=source, dst_dir_fd=folder)
-            except FileNotFoundError:
-                self.make_folder(f"{ENTRIES}/{digest[:2]}")
-                with self._inside(ENTRIES, digest[:2]) as folder:
-                    os.rename(name, digest + SUFFIX, src_dir_fd=source, dst_dir_fd=folder)
+                os.rename(name, digest + SUFFIX, src_dir_fd=temporary, dst_dir_fd=folder)
+            finally:
+                os.close(folder)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=temporary)
+            raise
+        finally:
+            os.close(descriptor)
 
     def remove(self, digest: str) -> bool:
         """Remove an entry's file; whether there was one."""
-        return self._unlink(digest + SUFFIX, ENTRIES, digest[:2])
+        try:
+            with self._fan_out(digest) as folder:
+                os.unlink(digest + SUFFIX, dir_fd=folder)
+        except FileNotFoundError:
+            return False
+        return True
 
     def quarantine(self, digest: str, inode: int | None) -> tuple[str, int] | None:
         """Put a file aside that failed its check.
@@ -168,7 +179,8 @@ class StoreFolder:
             Its new name and size; None where it was not there any more.
         """
         try:
-            with self._inside(ENTRIES, digest[:2]) as source, self._inside(QUARANTINE) as target:
+            target = self._inside(QUARANTINE)
+            with self._fan_out(digest) as source:
                 old = digest + SUFFIX
                 status = os.stat(old, dir_fd=source, follow_symlinks=False)
                 if inode is not None and status.st_ino != inode:
@@ -181,37 +193,83 @@ class StoreFolder:
 
     def remove_quarantined(self, name: str) -> None:
         """Remove a file from the quarantine."""
-        self._unlink(name, QUARANTINE)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._inside(QUARANTINE))
 
-    def sweep(self) -> int:
-        """Remove temporary files whose writers died; returns how many."""
+    def enlist(self) -> Writer:
+        """A new writer, alive until it leaves or its process ends."""
         import fcntl
 
-        swept = 0
-        with self._inside(TEMPORARY) as folder:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            for name in _names(folder):
-                with suppress(OSError):
-                    descriptor = os.open(name, _READ, dir_fd=folder)
-                    try:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        os.unlink(name, dir_fd=folder)
-                        swept += 1
-                    finally:
-                        os.close(descriptor)
-        return swept
+        folder = self._inside(WRITERS)
+        fcntl.flock(folder, fcntl.LOCK_SH)  # nobody is declared dead between its file and its lock
+        try:
+            name = secrets.token_hex(12)
+            flags = _CREATE | os.O_APPEND
+            descriptor = os.open(name, flags, 0o600, dir_fd=folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(folder, fcntl.LOCK_UN)
+        return Writer(name, descriptor)
 
-    def entries(self) -> Iterator[tuple[str, int, int]]:
-        """Key, size in bytes and time of last change (ns) of every entry's file."""
-        for prefix in self._listing(ENTRIES):
-            for name, status in self._statuses(ENTRIES, prefix):
-                if name.endswith(SUFFIX):
-                    yield name.removesuffix(SUFFIX), status.st_size, status.st_mtime_ns
+    def discharge(self, writer: Writer) -> None:
+        """A writer leaves; what it wrote is known to the index."""
+        with suppress(OSError):
+            os.unlink(writer.name, dir_fd=self._inside(WRITERS))
+        writer.close()
+
+    def dead_writers(self) -> DeadWriters:
+        """The writers that died; their temporary files are removed here."""
+        import fcntl
+
+        folder, temporary = self._inside(WRITERS), self._inside(TEMPORARY)
+        living, locked = [], {}
+        fcntl.flock(folder, fcntl.LOCK_EX)  # none is enlisted meanwhile
+        try:
+            for name in _names(folder):
+                descriptor = _locked_now(name, folder)
+                if descriptor is None:
+                    living.append(name)
+                else:
+                    locked[name] = descriptor
+            for name in _names(temporary):
+                if name.split(".")[0] not in living:
+                    with suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=temporary)
+        finally:
+            fcntl.flock(folder, fcntl.LOCK_UN)
+        return DeadWriters({name: _noted(one) for name, one in locked.items()}, living, locked)
+
+    def bury(self, dead: DeadWriters) -> None:
+        """Remove the files of writers that died, once the index knows what they wrote."""
+        for name in dead.wrote:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._inside(WRITERS))
+
+    def has_leftovers(self) -> bool:
+        """Whether there are files of writers, dead or alive."""
+        return any(_names(self._inside(name)) for name in (WRITERS, TEMPORARY))
+
+    def entries(self, digests: Iterable[str] | None = None) -> Iterator[tuple[str, int, int]]:
+        """Key, size in bytes and time of last change (ns) of every entry's file, or of some."""
+        if digests is not None:
+            for digest in digests:
+                with suppress(FileNotFoundError), self._fan_out(digest) as one:
+                    status = os.stat(digest + SUFFIX, dir_fd=one, follow_symlinks=False)
+                    yield digest, status.st_size, status.st_mtime_ns
+            return
+        with suppress(FileNotFoundError):
+            home = self._inside(ENTRIES)
+            for prefix in _names(home):
+                with suppress(FileNotFoundError, NotADirectoryError), self._fan_out(prefix) as one:
+                    for name, status in _statuses(one):
+                        if name.endswith(SUFFIX):
+                            yield name.removesuffix(SUFFIX), status.st_size, status.st_mtime_ns
 
     def quarantined(self) -> Iterator[tuple[str, int]]:
         """Name and size in bytes of every file in the quarantine."""
-        for name, status in self._statuses(QUARANTINE):
-            yield name, status.st_size
+        with suppress(FileNotFoundError):
+            for name, status in _statuses(self._inside(QUARANTINE)):
+                yield name, status.st_size
 
     @contextmanager
     def locked(self, *, exclusive: bool) -> Iterator[None]:
@@ -226,42 +284,70 @@ class StoreFolder:
         finally:
             os.close(descriptor)
 
+    def _make_folder(self, name: str) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._root)
+        self._inside(name)
+
+    def _inside(self, name: str) -> int:
+        """A descriptor of a folder right in this one, opened and checked the first time."""
+        found = self._inner.get(name)
+        if found is None:
+            found = self._inner[name] = self._open_inner(self._root, name)
+        return found
+
+    @staticmethod
+    def _open_inner(home: int, name: str) -> int:
+        """A descriptor of a folder, opened without following links."""
+        descriptor = os.open(name, _FOLDER, dir_fd=home)
+        if _foreign(os.fstat(descriptor)):
+            os.close(descriptor)
+            raise PermissionError(errno.EPERM, "others may write to the folder", name)
+        return descriptor
+
     @contextmanager
-    def _inside(self, *names: str) -> Iterator[int]:
-        """A descriptor of a folder in the store; every component is opened without following."""
-        descriptor = self._root
-        opened = []
+    def _fan_out(self, digest: str) -> Iterator[int]:
+        """A descriptor of the folder that an entry lies in."""
+        descriptor = self._open_inner(self._inside(ENTRIES), digest[:2])
         try:
-            for name in names:
-                for part in name.split("/"):
-                    descriptor = os.open(part, _FOLDER, dir_fd=descriptor)
-                    opened.append(descriptor)
-                    if _foreign(os.fstat(descriptor)):
-                        raise PermissionError(errno.EPERM, "others may write to the folder", part)
             yield descriptor
         finally:
-            for descriptor in opened:
-                os.close(descriptor)
+            os.close(descriptor)
 
-    def _unlink(self, name: str, *folders: str) -> bool:
+    def _made_fan_out(self, digest: str) -> int:
+        home, prefix = self._inside(ENTRIES), digest[:2]
         try:
-            with self._inside(*folders) as folder:
-                os.unlink(name, dir_fd=folder)
+            return self._open_inner(home, prefix)
         except FileNotFoundError:
-            return False
-        return True
+            with suppress(FileExistsError):
+                os.mkdir(prefix, 0o700, dir_fd=home)
+            return self._open_inner(home, prefix)
 
-    def _listing(self, *folders: str) -> list[str]:
-        try:
-            with self._inside(*folders) as folder:
-                return _names(folder)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
 
-    def _statuses(self, *folders: str) -> Iterator[tuple[str, os.stat_result]]:
-        for name in self._listing(*folders):
-            with suppress(FileNotFoundError), self._inside(*folders) as folder:
-                yield name, os.stat(name, dir_fd=folder, follow_symlinks=False)
+class Writer:
+    """An open store that may write: its file in ``writers/``, locked while it lives.
+
+    Attributes:
+        name: what its temporary files' names begin with.
+    """
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        self.name, self._descriptor = name, descriptor
+        self._number = 0
+
+    def announce(self, digest: str) -> str:
+        """Note an entry that is about to be written; the name of its temporary file."""
+        os.write(self._descriptor, f"{digest}\n".encode())
+        self._number += 1
+        return f"{self.name}.{self._number}"
+
+    def recorded(self) -> None:
+        """Forget the notes, because the index knows them now."""
+        os.ftruncate(self._descriptor, 0)
+
+    def close(self) -> None:
+        """Let go of the file and its lock."""
+        os.close(self._descriptor)
 
 
 def _foreign(status: os.stat_result) -> bool:
@@ -272,6 +358,63 @@ def _foreign(status: os.stat_result) -> bool:
 def _names(folder: int) -> list[str]:
     with os.scandir(folder) as found:
         return sorted(entry.name for entry in found)
+
+
+@dataclass(frozen=True)
+class DeadWriters:
+    """Writers that died, locked against others who would bury them too.
+
+    Attributes:
+        wrote: name → keys of entries that the index may not know.
+        living: names of the others.
+        locks: name → descriptor of its file.
+    """
+
+    wrote: dict[str, list[str]]
+    living: list[str]
+    locks: dict[str, int]
+
+    def release(self) -> None:
+        """Let go of the locks."""
+        for descriptor in self.locks.values():
+            os.close(descriptor)
+        self.locks.clear()
+
+
+def _statuses(folder: int) -> Iterator[tuple[str, os.stat_result]]:
+    for name in _names(folder):
+        with suppress(FileNotFoundError):
+            yield name, os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _locked_now(name: str, folder: int) -> int | None:
+    """A descriptor of a writer's file if its lock is free, which it holds then; else None."""
+    import fcntl
+
+    try:
+        descriptor = os.open(name, _READ, dir_fd=folder)
+    except FileNotFoundError:
+        return None  # it is leaving
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _noted(descriptor: int) -> list[str]:
+    """The keys that a writer noted; a line that was cut off is none."""
+    lines = _read_all(descriptor, os.fstat(descriptor).st_size).split(b"\n")
+    return [line.decode() for line in lines if _DIGEST.fullmatch(line)]
+
+
+def _write_all(descriptor: int, parts: Sequence[memoryview]) -> None:
+    written = os.writev(descriptor, parts)
+    if written < sum(part.nbytes for part in parts):  # the disk is full, or it was interrupted
+        rest = b"".join(parts)[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def _read_all(descriptor: int, size: int) -> bytes:

@@ -6,11 +6,9 @@ import errno
 import logging
 import sqlite3
 import threading
-import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +28,13 @@ from primelens.store.entry_file import (
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Row
 from primelens.store.key import EntryKey
+from primelens.store.ledger import Ledger
 from primelens.store.memory import MemoryTier
 from primelens.store.outcome import Hit, Miss, StoreStats, Verification
 
 __all__ = ["EmbeddingStore"]
 
 logger = logging.getLogger("primelens.store")
-
-_ATTEMPTS = 3
-_TOUCHES = 256  # uses that are recorded in the index at once, or whatever came in
-_TOUCH_SECONDS = 30.0
 
 
 class EmbeddingStore:
@@ -63,16 +58,14 @@ class EmbeddingStore:
         self._folder = StoreFolder(Path(options.folder), writable=self.writable)
         self._index = Index(self._folder, self._scan)
         self._memory: MemoryTier[str, Hit] = MemoryTier(options.memory_bytes)
-        self._touched: dict[str, int] = {}
-        self._last_flush = time.monotonic()
+        self._ledger = Ledger(self._folder, self._index, options.cap_bytes)
         self._counts: Counter[str] = Counter()
         self._noticed: set[str] = set()
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(
-            self, _close, self._index, self._folder, self._touched, self.writable
+            self, _close, self._ledger, self._index, self._folder, self.writable
         )
-        if self.writable:
-            self._guarded(self._folder.sweep)
+        self._settle()
 
     @property
     def path(self) -> Path:
@@ -86,7 +79,7 @@ class EmbeddingStore:
         self.close()
 
     def close(self) -> None:
-        """Record what was used, and let go of the folder; also done when Python exits."""
+        """Tell the index everything, and let go of the folder; also done when Python exits."""
         self._finalizer()
 
     def get(self, key: EntryKey) -> Hit | Miss:
@@ -97,7 +90,8 @@ class EmbeddingStore:
             found = self._read(key)
         if isinstance(found, Hit):
             self._count(f"{found.tier}_hits")
-            self._touch(digest)
+            if self.writable and self._ledger.use(digest):
+                self.flush()
         else:
             self._count(f"miss {found.reason}")
         return found
@@ -120,7 +114,7 @@ class EmbeddingStore:
     def put_all(
         self, items: Sequence[tuple[EntryKey, NDArray[np.float32], tuple[int, int]]]
     ) -> list[NDArray[np.float32]]:
-        """`put` for a batch: the index is asked once."""
+        """`put` for a batch."""
         restored, entries = [], []
         for key, values, size in items:
             kept = stored(values, key.dtype)
@@ -149,11 +143,15 @@ class EmbeddingStore:
         Raises:
             OSError, sqlite3.Error: the index cannot be read.
         """
-        self.flush()
+        self._settle()
         return self._index.rows()
 
     def totals(self) -> tuple[int, int, int]:
-        """Number of entries, bytes of their files, bytes put aside as corrupt."""
+        """Number of entries, bytes of their files, bytes put aside as corrupt.
+
+        What other processes wrote during the last seconds may be missing.
+        """
+        self._settle()
         return self._index.totals()
 
     def stats(self) -> StoreStats:
@@ -166,17 +164,19 @@ class EmbeddingStore:
         return StoreStats(misses=misses, rebuilt=self._index.rebuilt, **numbers)
 
     def flush(self) -> None:
-        """Write uses that were only noted in memory to the index."""
-        with self._lock:
-            touched = dict(self._touched)
-            self._touched.clear()
-            self._last_flush = time.monotonic()
-        if touched and self.writable:
-            self._guarded(lambda: self._index.touch(touched))
+        """Tell the index what was written and used since it was told last."""
+        if self.writable:
+            self._guarded(self._ledger.tell)
+
+    def _settle(self) -> None:
+        """`flush`, and enter what processes that died have written."""
+        self.flush()
+        if self.writable and self._folder.has_leftovers():
+            self._guarded(lambda: self._index.recover(self._cap))
 
     def verify(self) -> Verification:
         """Read and check every file; what is corrupt is put aside."""
-        listed = {row.key.digest for row in self._index.rows()}
+        listed = {row.key.digest for row in self.rows()}
         report = Verification()
         for digest, _, _ in self._folder.entries():
             report.checked += 1
@@ -202,8 +202,7 @@ class EmbeddingStore:
         """Evict down to a size; returns how many entries left."""
         self.flush()
         self._memory.clear()
-        self._folder.sweep()
-        return self._index.evict(cap_bytes)
+        return self._index.recover(cap_bytes)
 
     def clear(self) -> int:
         """Remove every entry, indexed or not; returns how many."""
@@ -216,6 +215,7 @@ class EmbeddingStore:
 
     def rebuild_index(self) -> None:
         """Make the index anew from the files."""
+        self.flush()
         self._index.rebuild()
 
     def _read(self, key: EntryKey) -> Hit | Miss:
@@ -243,12 +243,13 @@ class EmbeddingStore:
         """Why there is no file: the index remembers, if it can be read."""
         digest = key.digest
         try:
-            rows = self._index.rows(key.source)
+            fate, rows = self._index.history(digest, key.source)
+            rows += self._ledger.rows(key.source)
             if any(row.key.digest == digest for row in rows):
                 if self.writable:
+                    self.flush()
                     self._index.forget_lost(digest)
                 return Miss("evicted")
-            fate = self._index.fate(digest)
         except (OSError, sqlite3.Error) as error:
             logger.debug("the index cannot say why %s is missing: %s", digest, error)
             return Miss("new")
@@ -261,53 +262,36 @@ class EmbeddingStore:
         self._count("corrupt")
         logger.warning("%s: the entry %s is corrupt", self.path, digest)
         if self.writable:
-            self._guarded(
-                lambda: self._index.forget(
-                    digest, "corrupt", self._folder.quarantine(digest, inode)
-                )
-            )
+            aside = self._folder.quarantine(digest, inode)
+            self.flush()
+            self._guarded(lambda: self._index.forget(digest, "corrupt", aside))
 
     def _keep(self, entries: Sequence[Entry]) -> bool:
         """Write entries; a disk or index that fails costs the entries alone."""
-        pending = {entry.head.key.digest: to_parts(entry) for entry in entries}
-        rows, refused = {}, 0
+        kept = 0
         for entry in entries:
-            size = sum(part.nbytes for part in pending[entry.head.key.digest])
-            if size > self._cap:
-                self._notice(OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap"))
-                refused += 1
-                continue
-            key, error = entry.head.key, entry.head.relative_error
-            rows[key.digest] = Row(key, size, 0, error)
-        try:
-            for _ in range(_ATTEMPTS):
-                if not rows:
-                    break
-                self._write(rows, pending)
-        except (OSError, sqlite3.Error) as error:
-            self._notice(error)
-            self._guarded(lambda: self._index.withdraw(list(rows)))
-        self._count("not_kept", len(rows) + refused)
-        return not rows and not refused
+            try:
+                self._write(entry)
+                kept += 1
+            except (OSError, sqlite3.Error) as error:
+                self._notice(error)
+        self._count("kept", kept)
+        self._count("not_kept", len(entries) - kept)
+        return kept == len(entries)
 
-    def _write(self, rows: dict[str, Row], contents: Mapping[str, Sequence[memoryview]]) -> None:
-        """Admit and write what is in ``rows``, and remove from it whatever is kept then."""
-        with self._lock:
-            touched = dict(self._touched)
-            self._touched.clear()
-        self._count("evicted", self._index.admit(list(rows.values()), touched, self._cap))
-        for digest in list(rows):
-            with self._folder.writing(contents[digest]) as name:
-                self._folder.publish(name, digest)
-                if self._index.holds(digest):
-                    self._count("kept")
-                    del rows[digest]
-                else:
-                    self._folder.remove(digest)  # it was evicted before it had its name
+    def _write(self, entry: Entry) -> None:
+        parts = to_parts(entry)
+        size = sum(part.nbytes for part in parts)
+        if size > self._cap:
+            raise OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap")
+        head = entry.head
+        evicted = self._ledger.write(Row(head.key, size, 0, head.relative_error), parts)
+        if evicted:
+            self._count("evicted", evicted)
 
-    def _scan(self) -> Iterator[Row]:
+    def _scan(self, digests: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows from the files; a file whose header is senseless is put aside."""
-        for digest, size, changed in self._folder.entries():
+        for digest, size, changed in self._folder.entries(digests):
             inode = None
             try:
                 content, inode = self._folder.read(digest, HEAD_BYTES)
@@ -319,13 +303,6 @@ class EmbeddingStore:
                 self._folder.quarantine(digest, inode)
                 continue
             yield Row(head.key, size, changed, head.relative_error)
-
-    def _touch(self, digest: str) -> None:
-        with self._lock:
-            self._touched[digest] = time.time_ns()
-            due = len(self._touched) >= _TOUCHES
-        if due or time.monotonic() - self._last_flush > _TOUCH_SECONDS:
-            self.flush()
 
     def _count(self, name: str, by: int = 1) -> None:
         with self._lock:
@@ -347,9 +324,8 @@ class EmbeddingStore:
         logger.log(level, "%s: embeddings are not kept or not found: %s", self.path, text)
 
 
-def _close(index: Index, folder: StoreFolder, touched: dict[str, int], writable: bool) -> None:
-    if touched and writable:
-        with suppress(OSError, sqlite3.Error):
-            index.touch(touched)
+def _close(ledger: Ledger, index: Index, folder: StoreFolder, writable: bool) -> None:
+    if writable:
+        ledger.close()
     index.close()
     folder.close()

@@ -129,8 +129,13 @@ def test_files_of_dead_writers_are_swept_and_those_of_living_are_not(
     opened: Opener, folder: Path
 ) -> None:
     writer = opened()
-    (folder / "tmp" / "dead").write_bytes(b"half a file")
-    with writer._folder.writing([memoryview(b"alive")]) as name:
-        opened()
-        assert [p.name for p in (folder / "tmp").iterdir()] == [name]
-    assert list((folder / "tmp").iterdir()) == []
+    writer.put(key_of(1), values_of(1), (4, 3))
+    (alive,) = (folder / "writers").iterdir()
+    (folder / "tmp" / "dead.1").write_bytes(b"half a file")
+    (folder / "tmp" / f"{alive.name}.9").write_bytes(b"half a file")
+    (folder / "writers" / "dead").write_bytes(b"0123")
+    opened()
+    assert [p.name for p in (folder / "tmp").iterdir()] == [f"{alive.name}.9"]
+    assert list((folder / "writers").iterdir()) == [alive]
+    writer.close()
+    assert list((folder / "writers").iterdir()) == []

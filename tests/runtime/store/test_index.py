@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from primelens.store import EmbeddingStore, Hit, Miss
+from primelens.store import database as database_module
 
 from .conftest import Opener, entry_path, files_in, key_of, values_of
 
 COUNT = 8
+FOLDERS = ["index", "lock", "quarantine", "tmp", "v1", "writers"]
 
 
 def fill(store: EmbeddingStore, count: int = COUNT) -> None:
@@ -87,7 +89,7 @@ def test_a_damaged_index_is_rebuilt_from_the_files(
     assert all(isinstance(store.get(key_of(number)), Hit) for number in range(COUNT))
     fill(store, COUNT + 2)
     assert store.totals()[0] == COUNT + 2
-    assert sorted(p.name for p in folder.iterdir()) == ["index", "lock", "quarantine", "tmp", "v1"]
+    assert sorted(p.name for p in folder.iterdir()) == FOLDERS
 
 
 def test_an_index_that_is_damaged_while_open_is_rebuilt(opened: Opener, folder: Path) -> None:
@@ -105,6 +107,7 @@ def test_processes_that_share_a_folder_follow_a_rebuilt_index(opened: Opener) ->
     fill(two, 5)
     one.rebuild_index()
     two.put(key_of(9), values_of(9), (4, 3))
+    two.flush()
     assert one.totals() == two.totals()
     assert one.totals()[0] == 6
 
@@ -150,10 +153,8 @@ def test_a_store_without_an_index_can_be_read(opened: Opener, folder: Path) -> N
 def test_a_locked_index_costs_the_entry_and_nothing_else(
     opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from primelens.store import index
-
-    monkeypatch.setattr(index, "_BUSY_SECONDS", 0.01)
-    store = opened()
+    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.01)
+    store = opened(cap_bytes=50_000)  # so small that every entry is a transaction of its own
     fill(store)
     blocker = sqlite3.connect(database(folder), isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")

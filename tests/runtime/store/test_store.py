@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from primelens.options import CacheOptions
 from primelens.store import EmbeddingStore, Frame, Hit, Miss, StoredDtype
 from primelens.store import folder as folder_module
 from primelens.store.codec import stored
@@ -140,7 +143,9 @@ def test_corrupt_files_are_put_aside_counted_and_leave_first(opened: Opener, fol
 
 
 def test_read_only_uses_and_writes_nothing(opened: Opener, folder: Path) -> None:
-    keep(opened(), 1)
+    writer = opened()
+    keep(writer, 1)
+    writer.close()
     entry = entry_path(folder, key_of(1)).read_bytes()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if "index" not in p.parts}
     store = opened(mode="read-only")
@@ -157,7 +162,7 @@ def test_read_only_uses_and_writes_nothing(opened: Opener, folder: Path) -> None
     assert entry_path(folder, key_of(1)).exists()
 
 
-@pytest.mark.parametrize("call", ["write", "rename", "open"])
+@pytest.mark.parametrize("call", ["writev", "write", "rename", "open"])
 def test_a_full_disk_costs_the_entry_and_is_noticed_once(
     opened: Opener,
     folder: Path,
@@ -224,6 +229,7 @@ def test_verify_finds_every_corrupt_file_and_mends_the_index(opened: Opener, fol
     store = opened()
     for number in range(6):
         keep(store, number)
+    store.flush()
     entry_path(folder, key_of(0)).write_bytes(b"torn")
     entry_path(folder, key_of(1)).unlink()
     whole = entry_path(folder, key_of(2)).read_bytes()
@@ -268,14 +274,78 @@ def test_a_batch_is_kept_as_its_parts_are(opened: Opener, folder: Path) -> None:
 def test_uses_are_recorded_in_batches(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened()
     keep(store, 1)
-    written: list[int] = []
-    monkeypatch.setattr(store._index, "touch", lambda touched: written.append(len(touched)))
+    store.flush()
+    told: list[int] = []
+    record = store._index.record
+    monkeypatch.setattr(
+        store._index, "record", lambda r, cap: told.append(len(r.touched)) or record(r, cap)
+    )
     for _ in range(1000):
         store.get(key_of(1))
-    assert written == []  # one key: there is one use to record
-    for number in range(400):
-        store._touch(key_of(number).digest)
-    assert written == [256]
+    assert told == []  # one key: there is one use to record
+    assert [store._ledger.use(key_of(n).digest) for n in range(256)] == [False] * 255 + [True]
+    store.flush()
+    assert told == [256]
+
+
+def test_entries_are_told_to_the_index_in_batches(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = opened(), opened()
+    told: list[int] = []
+    record = store._index.record
+    monkeypatch.setattr(
+        store._index, "record", lambda r, cap: told.append(len(r.wrote)) or record(r, cap)
+    )
+    for number in range(600):
+        keep(store, number)
+    assert told == [0, 512]
+    assert other.totals()[0] == 512
+    assert isinstance(other.get(key_of(599)), Hit)  # a file is found without the index
+    assert store.get(key_of(599, "int8")) == Miss("differs", ("dtype",))  # not told, but known
+    store.close()
+    assert told == [0, 512, 88]
+    assert other.totals() == (600, bytes_in(folder), 0)
+
+
+def _keep_and_die(folder: Path, numbers: range) -> None:
+    """In another process, which is killed before it tells the index."""
+    child = os.fork()
+    if child == 0:
+        store = EmbeddingStore(CacheOptions(folder, memory_bytes=0))
+        for number in numbers:
+            keep(store, number)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_what_a_killed_process_wrote_is_entered_by_the_next(opened: Opener, folder: Path) -> None:
+    _keep_and_die(folder, range(5))
+    with sqlite3.connect(folder / "index" / "entries.db") as index:
+        assert index.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+        assert index.execute("SELECT count(*) FROM writers").fetchone() == (1,)
+    index.close()
+    entry_path(folder, key_of(3)).unlink()  # and one that it was about to write
+    store = opened()
+    assert store.totals() == (4, bytes_in(folder), 0)
+    assert {row.key for row in store.rows()} == {key_of(n) for n in (0, 1, 2, 4)}
+    assert list((folder / "writers").iterdir()) == []
+    report = store.verify()
+    assert (report.corrupt, report.unlisted, report.lost) == ([], 0, 0)
+
+
+def test_a_running_process_finds_what_a_killed_one_wrote_when_it_needs_room(
+    opened: Opener, folder: Path
+) -> None:
+    size = _size_of_one(opened)
+    store = opened(cap_bytes=10 * size)
+    keep(store, 100)
+    _keep_and_die(folder, range(8))  # whose cap is larger: 64 MiB are set apart for it
+    keep(store, 101)
+    assert store.totals()[0] == 10
+    keep(store, 102)  # in place of 100
+    assert store.get(key_of(100)) == Miss("evicted")
+    assert bytes_in(folder) == 10 * size
 
 
 def test_threads_share_a_store(opened: Opener) -> None:

@@ -1,0 +1,167 @@
+"""What one process has written and used, and the index does not know yet.
+
+The index is only told now and then: when many entries have come together, when the last time was
+long ago, and at the end. In between a writer lives on bytes that the index has set apart for it, so
+the cap holds all the time. What it writes it also notes in a file of its own, a line an entry; if
+it is killed, whoever needs room next, or opens the store, reads the notes (`Index.recover`). Lost
+is then only which entries were *used* since.
+
+Where the cap is so small that one entry exceeds a writer's share of it, every entry is a
+transaction of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from primelens.store.database import Row
+from primelens.store.folder import StoreFolder, Writer
+from primelens.store.index import Index, Report
+
+__all__ = ["Ledger"]
+
+_MOST_ENTRIES = 512
+_MOST_USES = 256
+_SECONDS = 10.0
+_SHARE = 64  # a writer has at most this part of the cap set apart
+_MOST_BYTES = 64 * 2**20
+
+
+class Ledger:
+    """Writes entries' files, and keeps the index informed; safe for threads and after a fork.
+
+    Args:
+        folder: the store's folder, writable.
+        index: its index.
+        cap: bytes of all entries together.
+    """
+
+    def __init__(self, folder: StoreFolder, index: Index, cap: int) -> None:
+        self._folder, self._index, self._cap = folder, index, cap
+        self._spare = min(_MOST_BYTES, cap // _SHARE)
+        self._lock = threading.RLock()
+        self._uses_lock = threading.Lock()
+        self._writer: Writer | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._room = 0
+        self._granted_by = -1  # which database set the room apart
+        self._wrote: dict[str, Row] = {}
+        self._of_source: dict[str, list[Row]] = {}
+        self._used: dict[str, int] = {}
+        self._told = time.monotonic()
+
+    def write(self, row: Row, parts: Sequence[memoryview]) -> int:
+        """Write an entry's file; returns how many other entries left to make room.
+
+        Raises:
+            OSError, sqlite3.Error: the disk or the index fails; the entry is not kept.
+        """
+        digest = row.key.digest
+        with self._lock:
+            writer = self._enlisted()
+            evicted = self._make_room(row)
+            name = writer.announce(digest)
+            try:
+                self._folder.write(digest, parts, name)
+            except BaseException:
+                self._room += row.size
+                raise
+            row = replace(row, used=time.time_ns())
+            self._wrote[digest] = row
+            self._of_source.setdefault(row.key.source, []).append(row)
+        return evicted
+
+    def use(self, digest: str) -> bool:
+        """Note that an entry was used; whether the index should be told."""
+        with self._uses_lock:
+            self._used[digest] = time.time_ns()
+            return len(self._used) >= _MOST_USES or self._late()
+
+    def rows(self, source: str) -> list[Row]:
+        """Of the entries of one picture that the index does not know yet."""
+        with self._lock:
+            return [row for row in self._of_source.get(source, ()) if row.key.digest in self._wrote]
+
+    def tell(self) -> None:
+        """Tell the index everything, and give back what is set apart.
+
+        Raises:
+            OSError, sqlite3.Error: the index fails; what it does not know stays noted.
+        """
+        with self._lock:
+            self._abandon_after_fork()
+            if self._wrote or self._used or self._room:
+                self._tell(None)
+
+    def close(self) -> None:
+        """Tell the index, if it can be told, and leave."""
+        with self._lock:
+            self._abandon_after_fork()
+            try:
+                self.tell()
+            except (OSError, sqlite3.Error):
+                if self._writer is not None:
+                    self._writer.close()  # its notes stay, for others to read
+            else:
+                if self._writer is not None:
+                    self._folder.discharge(self._writer)
+            self._writer = None
+
+    def _enlisted(self) -> Writer:
+        self._abandon_after_fork()
+        if self._writer is None:
+            self._writer = self._folder.enlist()
+        return self._writer
+
+    def _abandon_after_fork(self) -> None:
+        """What a forked process inherits is its parent's to tell."""
+        if self._process != os.getpid():
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            self._begin()
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._told > _SECONDS
+
+    def _make_room(self, row: Row) -> int:
+        granted = row.size <= self._room and self._granted_by == self._index.found
+        if granted and len(self._wrote) < _MOST_ENTRIES and not self._late():
+            self._room -= row.size
+            return 0
+        return self._tell(row)
+
+    def _tell(self, coming: Row | None) -> int:
+        """One transaction; returns how many entries were evicted."""
+        with self._uses_lock:
+            used, self._used = self._used, {}
+        report = Report(
+            writer=self._writer.name if self._writer is not None else "",
+            wrote=list(self._wrote.values()),
+            touched=used,
+            coming=coming,
+            spare=self._spare,
+        )
+        try:
+            self._room, evicted = self._index.record(report, self._cap)
+        except (OSError, sqlite3.Error):
+            with self._uses_lock:
+                self._used = {**used, **self._used}
+            raise
+        self._granted_by = self._index.found
+        self._wrote.clear()
+        self._of_source.clear()
+        self._told = time.monotonic()
+        if self._writer is not None:
+            with suppress(OSError):  # too many notes do no harm
+                self._writer.recorded()
+        return evicted
