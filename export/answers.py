@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primelens.export.checkpoint import Checkpoint
-from primelens.export.questions import PER_PICTURE, questions_for
+from primelens.export.questions import PER_PICTURE, ids_of, questions_for
 from primelens.export.registry import HeadSplit
 from primelens.manifest import Generation
 from primelens.results import EncodedImage
@@ -67,8 +67,8 @@ class Answers:
         logits: ``[K, T, V]`` after each of `inputs`.
         natural_logits: K arrays ``[n, V]``, before each token of `natural`, in float32.
         questions: N of them, `per_picture` about every picture, in the pictures' order; everything
-            above that says K is then N, but for `pictures`, `pixels` and `tap`. Empty where the
-            head takes none.
+            above that says K is then N, but for `pictures`, `pixels` and `tap`. None is no
+            question; empty where the head has no encoder for them.
         encoded: where the source was fed with what the bundle's own tower says, the pictures as the
             bundle encodes them; the gate then begins at the seam.
     """
@@ -85,7 +85,7 @@ class Answers:
     inputs: NDArray[np.int64]
     logits: Compared
     natural_logits: Sequence[Array]
-    questions: Sequence[str] = ()
+    questions: Sequence[str | None] = ()
     encoded: Sequence[EncodedImage] | None = None
 
     @property
@@ -119,7 +119,7 @@ def ask(
     forced_length = {"max_new_tokens": steps, "min_new_tokens": steps}
     shown = pixels
     if questions:
-        ids = [checkpoint.tokenizer(question)["input_ids"] for question in questions]
+        ids = ids_of(checkpoint.tokenizer, head, questions)
         reference, first = reference.asking(ids), reference.asking(ids[:1])
         shown = np.repeat(pixels, PER_PICTURE, axis=0)
     forced = reference.generate(shown, forced_length, plain=True)

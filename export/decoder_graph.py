@@ -31,6 +31,7 @@ import onnx_ir as ir
 from primelens.errors import UnsupportedError
 from primelens.export.decoder_plan import (
     Activation,
+    Array,
     CrossAttention,
     DecoderPlan,
     FeedForward,
@@ -38,6 +39,7 @@ from primelens.export.decoder_plan import (
     Linear,
     LmHead,
     Norm,
+    RelativeBias,
     SelfAttention,
     Stack,
 )
@@ -119,7 +121,7 @@ class StackBuilder:
     """What all graphs over a `Stack` have in common: the residual stream and its blocks.
 
     A subclass declares the inputs (``_declare_inputs``) and says what self-attention is
-    (``_self_attention``).
+    (``_self_attention``) and how many places a bias for distances looks at (``_keys``).
     """
 
     def __init__(self, plan: Stack, name: str, cross_length: int | None) -> None:
@@ -128,6 +130,7 @@ class StackBuilder:
         self._length: int | str = cross_length or "L"
         self._g = GraphBuilder(name)
         self._lengths: ir.Value | None = None  # of cross-attention, where not all of it counts
+        self._bias: ir.Value | None = None  # of self-attention
         self._ids: ir.Value
         self._positions: ir.Value
 
@@ -135,6 +138,8 @@ class StackBuilder:
         """The last layer's states."""
         plan = self._plan
         self._declare_inputs()
+        if plan.relative is not None:
+            self._bias = self._distances(plan.relative)
         stream = self._embed()
         for index in range(len(plan.layers)):
             stream = self._layer(index, stream)
@@ -156,6 +161,28 @@ class StackBuilder:
     def _self_attention(self, block: SelfAttention, x: ir.Value, index: int) -> ir.Value:
         raise NotImplementedError
 
+    def _keys(self) -> ir.Value:
+        """How many places self-attention sees at most: int64, a scalar."""
+        raise NotImplementedError
+
+    def _distances(self, relative: RelativeBias) -> ir.Value:
+        """``[R, H, T, S]``, from where queries stand (``_positions [R, T]``) and keys are: once for
+        all layers.
+        """
+        g, last = self._g, len(relative.table) - 1
+        zero, one = (g.op("Constant", [], f"distance.{n}", value_int=n) for n in (0, 1))
+        places = g.op("Range", [zero, self._keys(), one], "distance.keys")
+        queries = g.op("Unsqueeze", [self._positions, g.integers("distance.axis", [2])],
+                       "distance.queries")  # fmt: skip
+        distance = g.op("Sub", [places, queries], "distance")  # [R, T, S]
+        shift = g.op("Constant", [], "distance.zero", value_int=relative.zero)
+        row = g.op("Add", [distance, shift], "distance.shifted")
+        end = g.op("Constant", [], "distance.last", value_int=last)
+        row = g.op("Clip", [row, zero, end], "distance.row")
+        table = g.weight("distance.bias", relative.table)
+        found = g.op("Gather", [table, row], "distance.found", axis=0)
+        return g.op("Transpose", [found], "distance.all", perm=[0, 3, 1, 2])
+
     def _declare_cross(self, names: Sequence[str]) -> None:
         shape: list[int | str] = ["I", self._plan.heads, self._length, self._plan.head_dim]
         self._cross = [self._g.input(name, FLOAT, shape) for name in names]
@@ -173,30 +200,53 @@ class StackBuilder:
 
     # The stream --------------------------------------------------------------------------------
 
-    def _embed(self) -> Stream:
+    def _tokens(self) -> ir.Value:
+        """Every token's vector."""
         g, embedding = self._g, self._plan.embedding
         table = g.weight("embedding.tokens", embedding.tokens)
         tokens = g.op("Gather", [table, self._ids], "embedding.token", axis=0)
         if embedding.scale != 1.0:
-            scale = g.op("Constant", [], "embedding.scale", value_float=float(embedding.scale))
-            tokens = g.op("Mul", [tokens, scale], "embedding.scaled")
-        places = self._places()
-        first = self._plan.layers[0].self_attention.norm
+            tokens = self._times(tokens, embedding.scale, "embedding.scaled")
+        return tokens
+
+    def _embed(self) -> Stream:
+        embedding, tokens = self._plan.embedding, self._tokens()
+        places = None if embedding.positions is None else self._places(embedding.positions)
+        first, name = self._plan.layers[0].self_attention.norm, "layer.0.attention.norm"
         if embedding.norm is None and self._plan.norm_first:
-            normed, value = self._skip_norm(tokens, places, first, None, "layer.0.attention.norm")
+            normed, value = self._sum_norm(tokens, places, first, name)
             return Stream(value, normed)
-        if embedding.norm is None:
-            value = g.op("Add", [tokens, places], "embedding.sum")
-            return Stream(value, value)
-        value, _ = self._skip_norm(tokens, places, embedding.norm, None, "embedding.norm")
+        if embedding.norm is not None:
+            value, _ = self._sum_norm(tokens, places, embedding.norm, "embedding.norm")
+        elif places is not None:
+            value = self._g.op("Add", [tokens, places], "embedding.sum")
+        else:
+            value = tokens
+        return self._start(value)
+
+    def _start(self, value: ir.Value) -> Stream:
+        """The stream before the first layer."""
         if not self._plan.norm_first:
             return Stream(value, value)
+        first = self._plan.layers[0].self_attention.norm
         return Stream(value, self._norm(value, first, "layer.0.attention.norm"))
 
-    def _places(self) -> ir.Value:
+    def _sum_norm(
+        self, x: ir.Value, skip: ir.Value | None, norm: Norm, name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """``x + skip``, normalised and as it is."""
+        if skip is None:
+            return self._norm(x, norm, name), x
+        return self._skip_norm(x, skip, norm, None, name)
+
+    def _times(self, x: ir.Value, factor: float, name: str) -> ir.Value:
+        constant = self._g.op("Constant", [], f"{name}.factor", value_float=float(factor))
+        return self._g.op("Mul", [x, constant], name)
+
+    def _places(self, table: Array) -> ir.Value:
         """Every token's position vector."""
         g, embedding = self._g, self._plan.embedding
-        positions, table = self._positions, embedding.positions
+        positions = self._positions
         if embedding.padding is not None:
             assert embedding.unplaced is not None
             # Row 0 is the padding token's; the others count from 1: those before this call (which
@@ -262,16 +312,18 @@ class StackBuilder:
         g = self._g
         weight = g.weight(f"{name}.weight", norm.weight)
         shift = None if norm.bias is None else g.weight(f"{name}.bias", norm.bias)
-        inputs = [x, skip, weight, shift] + ([] if bias is None else [bias])
+        inputs = [x, skip, weight, *([shift] if norm.centred else [])]
+        inputs += [] if bias is None else [bias]
         names = [name, "", "", f"{name}.stream"]
-        outputs = g.ops(
-            "SkipLayerNormalization", inputs, names, domain=MICROSOFT, epsilon=float(norm.epsilon)
-        )
+        kind = "SkipLayerNormalization" if norm.centred else "SkipSimplifiedLayerNormalization"
+        outputs = g.ops(kind, inputs, names, domain=MICROSOFT, epsilon=float(norm.epsilon))
         return outputs[0], outputs[3]
 
     def _norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:
         g = self._g
         inputs = [x, g.weight(f"{name}.weight", norm.weight)]
+        if not norm.centred:
+            return g.op("RMSNormalization", inputs, name, axis=-1, epsilon=float(norm.epsilon))
         if norm.bias is not None:
             inputs.append(g.weight(f"{name}.bias", norm.bias))
         return g.op("LayerNormalization", inputs, name, axis=-1, epsilon=float(norm.epsilon))
@@ -290,11 +342,20 @@ class StackBuilder:
             context = self._cross_attention(block, stream.normed, index)
             last, last_name = block.out, f"{name}.cross.out"
         else:
-            hidden = dense(self._g, stream.normed, block.up, f"{name}.mlp.up", add_bias=False)
-            context = self._activate(hidden, block.up, block.activation, f"{name}.mlp.up")
+            context = self._feed_forward(block, stream.normed, f"{name}.mlp")
             last, last_name = block.down, f"{name}.mlp.down"
         product = dense(self._g, context, last, last_name, add_bias=False)
         return product, (last, last_name)
+
+    def _feed_forward(self, block: FeedForward, x: ir.Value, name: str) -> ir.Value:
+        """What the last product reads."""
+        g = self._g
+        gate, what = (block.up, "up") if block.gate is None else (block.gate, "gate")
+        hidden = dense(g, x, gate, f"{name}.{what}", add_bias=False)
+        active = self._activate(hidden, gate, block.activation, f"{name}.{what}")
+        if block.gate is None:
+            return active
+        return g.op("Mul", [active, dense(g, x, block.up, f"{name}.up")], f"{name}.gated")
 
     def _cross_attention(self, block: CrossAttention, x: ir.Value, index: int) -> ir.Value:
         g, name = self._g, f"layer.{index}.cross"
@@ -381,7 +442,10 @@ class DecoderBuilder(StackBuilder):
 
     def _further(self) -> list[ir.Value | None]:
         """Further inputs of the operator."""
-        return []
+        return [] if self._bias is None else [None, None, None, self._bias]
+
+    def _keys(self) -> ir.Value:
+        return self._g.op("Cast", [self._total], "distance.end", to=INT64)
 
     def _logits(self, hidden: ir.Value, head: LmHead) -> ir.Value:
         g, channels = self._g, self._head.weight.shape[1]
@@ -392,6 +456,8 @@ class DecoderBuilder(StackBuilder):
             product = dense(g, chosen, linear, "head.transform", add_bias=False)
             active = self._activate(product, linear, activation, "head.transform")
             chosen = self._norm(active, norm, "head.norm")
+        if head.scale != 1.0:
+            chosen = self._times(chosen, head.scale, "head.scaled")
         inputs: Sequence[ir.Value] = [chosen, g.weight("head.weight", head.weight)]
         if head.bias is not None:
             inputs = [*inputs, g.weight("head.bias", head.bias)]

@@ -3,12 +3,13 @@
 The description covers decoders made of a token and position embedding, layers of causal
 self-attention, optional cross-attention to one image, and a feed-forward block, each with a
 residual connection and a layer normalisation before (GPT-2) or after it (BERT), and a
-language-model head that may share the embedding.
+language-model head that may share the embedding. Positions are a table that is added to the tokens,
+or a bias that self-attention has for how far apart two tokens are (T5).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "Linear",
     "LmHead",
     "Norm",
+    "RelativeBias",
     "SelfAttention",
     "Stack",
     "stack",
@@ -44,11 +46,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer normalisation over the last axis."""
+    """Layer normalisation over the last axis.
+
+    Attributes:
+        centred: the mean is subtracted; else values are divided by their root mean square alone.
+    """
 
     weight: Array
     bias: Array | None
     epsilon: float
+    centred: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,13 @@ class CrossAttention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """``down(activation(up(x)))``."""
+    """``down(activation(up(x)))``, or ``down(activation(gate(x)) · up(x))`` with a gate."""
 
     up: Linear
     down: Linear
     activation: Activation
     norm: Norm
+    gate: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class Embedding:
 
     Attributes:
         tokens: ``[V, C]``.
-        positions: ``[P, C]``, any offset cut off and any constant (token type) added in.
+        positions: ``[P, C]``, any offset cut off and any constant (token type) added in; None where
+            nothing is added to the tokens.
         scale: factor on the token's vector.
         norm: normalisation of the sum, or None.
         padding: id of a token that takes no place: it has the vector `unplaced` instead of a
@@ -108,7 +117,7 @@ class Embedding:
     """
 
     tokens: Array
-    positions: Array
+    positions: Array | None
     scale: float = 1.0
     norm: Norm | None = None
     padding: int | None = None
@@ -123,11 +132,29 @@ class LmHead:
         weight: ``[V, C]``; the very array of `Embedding.tokens` where they are tied.
         bias: ``[V]`` or None.
         transform: a dense layer before it (BERT), with its activation and normalisation.
+        scale: factor on the states before the product.
     """
 
     weight: Array
     bias: Array | None = None
     transform: tuple[Linear, Activation, Norm] | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """What self-attention adds to the score of a query at place i and a key at place j, in every
+    layer alike: ``table[clip(j - i + zero, 0, N - 1)]``, a value for each head.
+
+    Attributes:
+        table: ``[N, H]``.
+        zero: row of a query's own place.
+        longest: sequence that is to be decoded; distances themselves have no end.
+    """
+
+    table: Array
+    zero: int
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,7 @@ class Stack:
     Attributes:
         norm_first: normalisations stand before their blocks, inside the residual branch (GPT-2).
         final_norm: after the last layer, or None.
+        relative: bias of self-attention, or None.
     """
 
     embedding: Embedding
@@ -145,11 +173,16 @@ class Stack:
     head_dim: int
     norm_first: bool
     final_norm: Norm | None
+    relative: RelativeBias | None = field(default=None, kw_only=True)
 
     @property
     def max_positions(self) -> int:
-        """Rows of the position table."""
-        return int(self.embedding.positions.shape[0])
+        """Rows of the position table; where there is none, the longest sequence."""
+        if self.embedding.positions is not None:
+            return int(self.embedding.positions.shape[0])
+        if self.relative is None:
+            raise ValueError("nothing says where a token stands")
+        return self.relative.longest
 
 
 @dataclass(frozen=True)

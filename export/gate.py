@@ -191,7 +191,9 @@ class _Gate:
         per = self._answers.per_picture
         if not self._answers.questions:
             return f"picture {row}"
-        return f"question {row} (picture {row // per}, {self._answers.questions[row]!r})"
+        asked = self._answers.questions[row]
+        said = "unasked" if asked is None else repr(asked)
+        return f"question {row} (picture {row // per}, {said})"
 
     def _written(self, options: CaptionOptions) -> list[Caption]:
         """What the bundle writes about all pictures, or all questions, in one batch."""
@@ -206,7 +208,7 @@ class _Gate:
     def _first(self, options: CaptionOptions) -> Caption:
         """The first of them by itself."""
         asked, image = self._answers.questions, self._report.encoded[0]
-        if not asked:
+        if not asked or asked[0] is None:
             return self._model.caption(image, options)
         return self._model.answer(image, asked[0], options)
 

@@ -52,9 +52,10 @@ def golden_arrays(
     for k in range(min(COUNT, len(answers.pictures))):
         arrays[f"image.{k}"] = np.ascontiguousarray(answers.pictures[k])
         row = k * answers.per_picture + k % answers.per_picture
-        if answers.questions:
-            text = answers.questions[row].encode("utf-8")
-            arrays[f"question.{name}.{k}"] = np.frombuffer(text, np.uint8).copy()
+        asked = answers.questions[row] if answers.questions else None
+        if asked is not None:
+            text = np.frombuffer(asked.encode("utf-8"), np.uint8)
+            arrays[f"question.{name}.{k}"] = text.copy()
         tokens = list(answers.natural[row])
         if report is None:
             tap = answers.tap.single[k]

@@ -24,8 +24,12 @@ from primelens.export.generation import settings_gaps
 from primelens.export.golden import golden_arrays
 from primelens.export.options import GateOptions
 from primelens.export.pictures import as_videos
-from primelens.export.prefix_graph import build_prefix_connector, build_tree_decoder
-from primelens.export.question_graph import build_question_encoder, read_by
+from primelens.export.prefix_graph import (
+    build_prefix_connector,
+    build_projector,
+    build_tree_decoder,
+)
+from primelens.export.question_graph import PICTURE, build_question_encoder, read_by
 from primelens.export.rank import RankKind
 from primelens.export.registry import HeadSplit, RankSplit
 from primelens.identity import weights_digest
@@ -75,11 +79,20 @@ class TextKind:
         return settings_gaps(head.generation)
 
     def graphs(self, name: str, head: HeadSplit, tap: tuple[int, ...]) -> dict[str, ir.Model]:
-        if head.prefix is not None:
+        if head.prefix is not None and head.question is None:
             connector = build_prefix_connector(head.plan, head.prefix, head.tap, tap)
             decoder = build_tree_decoder(head.plan)
             return {f"{name}.connector": connector, f"{name}.decoder": decoder}
         length, plan, question = tap[0], head.plan, head.question
+        if head.prefix is not None and question is not None:
+            encoder = build_question_encoder(
+                question.stack, read_by(plan), plan.heads, head.prefix.length, before=True
+            )
+            return {
+                f"{name}.connector": build_projector(head.prefix, head.tap, tap, PICTURE),
+                f"{name}.question": encoder,
+                f"{name}.decoder": build_decoder(plan, ragged_cross=True),
+            }
         reader = plan if question is None else question.stack
         connector = build_connector(
             read_by(reader),
@@ -112,7 +125,7 @@ class TextKind:
                 head_dim=plan.head_dim,
                 vocab_size=plan.vocab_size,
                 max_positions=plan.max_positions,
-                prefix=0 if head.prefix is None else head.prefix.length,
+                prefix=0 if head.prefix is None or head.question else head.prefix.length,
             ),
             tokenizer=TOKENIZER,
             generation=head.generation,
@@ -156,6 +169,8 @@ def _question(name: str, head: HeadSplit, checkpoint: Checkpoint) -> QuestionSpe
         pad_token=head.question.pad_token,
         prefix_tokens=before,
         suffix_tokens=behind,
+        picture=0 if head.prefix is None else head.prefix.length,
+        unasked_tokens=head.question.unasked,
     )
 
 

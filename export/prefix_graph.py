@@ -46,7 +46,7 @@ from primelens.export.graph import MICROSOFT
 from primelens.export.registry import Prefix
 from primelens.export.traced import traced
 
-__all__ = ["build_prefix_connector", "build_prefix_layers", "build_tree_decoder"]
+__all__ = ["build_prefix_connector", "build_prefix_layers", "build_projector", "build_tree_decoder"]
 
 _UNUSED = 5  # inputs of the operator between the bias and the number of queries
 
@@ -56,6 +56,8 @@ def build_tree_decoder(plan: DecoderPlan) -> ir.Model:
     check_heads(plan)
     if plan.embedding.padding is not None:
         raise ValueError("tokens of several sequences lie in one row: none can be without a place")
+    if plan.relative is not None:
+        raise ValueError("tokens of several sequences lie in one row: slots are no distances")
     return _TreeBuilder(plan, None).build()
 
 
@@ -75,12 +77,17 @@ def build_prefix_connector(
         CheckpointError: torch cannot export the projector.
     """
     check_heads(plan)
+    projector = build_projector(prefix, tap, shape, "prefix_states")
+    return _chained(projector, build_prefix_layers(plan, prefix.length, causal=prefix.causal))
+
+
+def build_projector(prefix: Prefix, tap: str, shape: tuple[int, ...], output: str) -> ir.Model:
+    """The tap → what stands in the picture's place, ``[I, P, C]``, under the name ``output``;
+    arguments and errors as of `build_prefix_connector`.
+    """
     size = shape if prefix.frames is None else (prefix.frames, *shape)
     example = torch.linspace(-1.0, 1.0, 2 * int(torch.Size(size).numel())).reshape(2, *size)
-    projector = traced(
-        prefix.module, {tap: example}, {"I": 4096}, ["prefix_states"], what="the projector"
-    )
-    return _chained(projector, build_prefix_layers(plan, prefix.length, causal=prefix.causal))
+    return traced(prefix.module, {tap: example}, {"I": 4096}, [output], what="the projector")
 
 
 def build_prefix_layers(plan: DecoderPlan, length: int, *, causal: bool) -> ir.Model:

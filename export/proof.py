@@ -41,7 +41,7 @@ from primelens.export.proof_subject import (
     prover,
     prover_of,
 )
-from primelens.export.questions import questions_for
+from primelens.export.questions import ids_of, questions_for
 from primelens.export.quiet import quiet_transformers
 from primelens.export.registry import frames_of
 from primelens.export.work import Work, build
@@ -202,7 +202,7 @@ def _end_some_texts(folder: Path, source: Checkpoint, head: Any, pixels: Array, 
         return
     if head.question is not None:
         questions = questions_for(source.tokenizer, head, len(pixels))[: len(pixels)]
-        reference = reference.asking([source.tokenizer(text)["input_ids"] for text in questions])
+        reference = reference.asking(ids_of(source.tokenizer, head, questions))
     elif not hasattr(reference, "generate_after"):
         return
     texts = reference.generate(pixels, {"max_new_tokens": steps}, plain=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from primelens.export.proof_captions import CaptionProof
 from primelens.export.proof_subject import Case, Findings, Subject, Tokens, cases, prover
-from primelens.export.questions import PER_PICTURE, questions_for
+from primelens.export.questions import PER_PICTURE, ids_of, questions_for
 
 __all__ = ["prove_answers"]
 
@@ -35,7 +35,7 @@ class _AnswerProof(CaptionProof):
         super().__init__(rows)
         tokenizer = subject.source.tokenizer
         self._questions = questions_for(tokenizer, subject.head, len(subject.pictures))
-        self._ids = [tokenizer(question)["input_ids"] for question in self._questions]
+        self._ids = ids_of(tokenizer, subject.head, self._questions)
         self._source: Any = subject.head.reference
 
     def run(self) -> Findings:

@@ -23,6 +23,7 @@ from primelens.export.proof_subject import (
     cases,
     prover,
 )
+from primelens.export.questions import ids_of
 
 __all__ = ["CaptionProof", "Prompting", "end_token", "prove_captions"]
 
@@ -48,7 +49,9 @@ def end_token(texts: Sequence[Sequence[int]]) -> int | None:
 @prover("caption")
 def prove_captions(subject: Subject) -> Findings:
     """All `cases` on both sides."""
-    return CaptionProof(subject).run()
+    if subject.head.question is None:
+        return CaptionProof(subject).run()
+    return _PromptedProof(subject).run()
 
 
 class CaptionProof:
@@ -157,6 +160,31 @@ class CaptionProof:
         shifted = logits - logits.max(axis=1, keepdims=True)
         logs: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return logs
+
+
+class _PromptedProof(CaptionProof):
+    """Prompts go through an encoder of their own: what is written starts behind none of them."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self._source: Any = subject.head.reference
+
+    def _prompt(self, case: Case) -> Tokens:
+        subject = self._subject
+        (wanted,) = ids_of(subject.source.tokenizer, self._head, [case.prompt])
+        found = subject.model.head(name=subject.name).question(case.prompt)
+        if found != wanted:
+            self._found.failures.append(f"{case}: the prompt is {found}, the source's {wanted}")
+        return []
+
+    def _wanted(self, case: Case, prompt: Tokens, rows: slice) -> list[Tokens]:
+        pixels = self._subject.pixels[rows]
+        (asked,) = ids_of(self._subject.source.tokenizer, self._head, [case.prompt])
+        self._reference = self._source.asking([asked] * len(pixels))
+        found: list[Tokens] = self._reference.generate(
+            pixels, self._settings(case, prompt), plain=True
+        )
+        return found
 
 
 def _blindness(texts: Sequence[Tokens], least: float) -> list[str]:

@@ -1,13 +1,16 @@
-"""The questions that the gate asks heads that answer: of several lengths, several per picture."""
+"""The questions that the gate asks heads with an encoder for them: of several lengths, several per
+picture; of a head that can do without, every other one is none.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from primelens.errors import CheckpointError
 from primelens.export.registry import HeadSplit
 
-__all__ = ["PER_PICTURE", "questions_for"]
+__all__ = ["PER_PICTURE", "ids_of", "questions_for"]
 
 PER_PICTURE = 2
 _QUESTIONS = (
@@ -19,7 +22,7 @@ _QUESTIONS = (
 )
 
 
-def questions_for(tokenizer: Any, head: HeadSplit, pictures: int) -> list[str]:
+def questions_for(tokenizer: Any, head: HeadSplit, pictures: int) -> list[str | None]:
     """`PER_PICTURE` questions about each picture, by picture; none for a head that takes none.
 
     Raises:
@@ -34,4 +37,17 @@ def questions_for(tokenizer: Any, head: HeadSplit, pictures: int) -> list[str]:
             f"The model has positions for {room} tokens of a question; none can be asked.",
             remedy="Check text_config.max_position_embeddings and the tokenizer.",
         )
-    return [fitting[n % len(fitting)] for n in range(PER_PICTURE * pictures)]
+    count = PER_PICTURE * pictures
+    asked: list[str | None] = [fitting[n % len(fitting)] for n in range(count)]
+    if head.question.unasked is not None:
+        asked[::PER_PICTURE] = [None] * pictures
+    return asked
+
+
+def ids_of(tokenizer: Any, head: HeadSplit, questions: Sequence[str | None]) -> list[list[int]]:
+    """The questions' ids as the source is given them, special tokens included."""
+    assert head.question is not None
+    return [
+        list(head.question.unasked or ()) if text is None else list(tokenizer(text)["input_ids"])
+        for text in questions
+    ]

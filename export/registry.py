@@ -133,14 +133,14 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """How a decoder reads its picture as a prefix of the text.
+    """How a decoder reads its picture as a prefix of the text, or an encoder as that of a question.
 
     Attributes:
         module: the tap ``[B, *]``, or those of all frames ``[B, F, *]`` → ``[B, P, C]``: what the
-            decoder's first layer reads in the picture's place, positions included.
+            first layer reads in the picture's place, positions included.
         length: P.
         causal: whether the prefix's positions see only those before them, and not each other.
-        frames: of a decoder that reads videos, the number F of their frames; None for pictures.
+        frames: of a head that reads videos, the number F of their frames; None for pictures.
     """
 
     module: torch.nn.Module
@@ -167,7 +167,8 @@ class HeadSplit:
             asked one question (ids, special tokens included) per row of pixels or taps.
         prompt_frame: how many ids before and behind a prompt the source takes for the tokenizer's
             special tokens and replaces; None where it takes prompts as they are.
-        prefix: where the decoder does not read the picture by cross-attention.
+        prefix: where the picture is not read by cross-attention: it stands before the question,
+            where there is an encoder for it, else before the decoder's own text.
     """
 
     kind: Literal["caption", "answer", "generate"]

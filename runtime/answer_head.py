@@ -2,7 +2,8 @@
 
 Between the connector and the decoder stands a question encoder: the connector derives what it reads
 of a picture, once for all the picture's questions, and it makes of every question the keys and
-values that the decoder's cross-attention reads. The decoder sees nothing of the picture itself.
+values that the decoder's cross-attention reads. The decoder sees nothing of the picture itself, but
+for what the encoder gives out of it where the picture stands before the question.
 
 Questions are filled up to a multiple of `LENGTHS` tokens, which the graphs are told to leave out,
 and those of one filled-up length are answered together. So the bits of an answer depend neither on
@@ -110,9 +111,12 @@ class AnswerHead(TextHead):
         """The ids of a question as its encoder reads them.
 
         Raises:
-            PromptError: there is none, or it is longer than the encoder has positions.
+            PromptError: there is none where there has to be one, or it is longer than the encoder
+                has positions.
         """
         spec = self._spec
+        if text is None and spec.unasked_tokens is not None:
+            return list(spec.unasked_tokens)
         if text is None:
             raise PromptError(
                 f"The head {self.name!r} answers questions and was asked none.",
@@ -132,7 +136,7 @@ class AnswerHead(TextHead):
         self,
         images: Sequence[EncodedImage],
         options: CaptionOptions,
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> Iterator[Progress]:
         """As `TextHead.decode`; questions of another length are answered one after the other."""
         wanted = self.effective(options)
@@ -186,7 +190,7 @@ class AnswerHead(TextHead):
         images: Sequence[EncodedImage],
         tokens: NDArray[np.int64],
         lengths: NDArray[np.int64],
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> NDArray[np.float32]:
         """As `TextHead.prefill_logits`; ``texts`` are the questions."""
         images, asked = _once(images, asked_of(images, texts, CaptionOptions()), self.spec.tap)
@@ -246,7 +250,7 @@ class AnswerHead(TextHead):
         owned: dict[int, list[int]] = {}  # picture → rows of the workspace
         for row, place in enumerate(members):
             owned.setdefault(asked[place].picture, []).append(row)
-            cross["cross_lengths"][row] = len(questions[place])
+            cross["cross_lengths"][row] = self._spec.picture + len(questions[place])
         length = workspace.shape[2]
         for count in {len(rows) for rows in owned.values()}:
             chosen = [picture for picture, rows in owned.items() if len(rows) == count]
@@ -257,7 +261,7 @@ class AnswerHead(TextHead):
                 ids[at, : len(question)] = question
             feeds: dict[str, Array] = {
                 "input_ids": ids,
-                "question_lengths": cross["cross_lengths"][rows],
+                "question_lengths": cross["cross_lengths"][rows] - np.int32(self._spec.picture),
             }
             every = chosen == list(range(len(pictures.tap)))
             for name, values in pictures.outputs.items():
@@ -285,7 +289,8 @@ class AnswerHead(TextHead):
         cross: dict[str, Array] = {"cross_lengths": np.zeros(questions, np.int32)}
         for name, tensor in self._encoder.outputs.items():
             _, heads, _, width = tensor.shape
-            cross[name] = np.zeros((questions, heads or 1, length, width or 1), np.float32)
+            places = self._spec.picture + length
+            cross[name] = np.zeros((questions, heads or 1, places, width or 1), np.float32)
         session = DecoderSession(
             self._decoder, self.spec.decoder, rows=rows, capacity=capacity, cross=cross
         )

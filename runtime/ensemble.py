@@ -115,7 +115,7 @@ class EnsembleHead(TextHead):
         self,
         images: Sequence[EncodedImage],
         options: CaptionOptions,
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> Iterator[Progress]:
         """As `TextHead.decode`; times are those of all heads together."""
         wanted = self.effective(options)

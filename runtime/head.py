@@ -236,7 +236,7 @@ class TextHead:
         self,
         images: Sequence[EncodedImage],
         options: CaptionOptions,
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> Iterator[Progress]:
         """Decode the images' texts; yields after every step, the same object each time.
 
@@ -246,9 +246,9 @@ class TextHead:
         Args:
             images: encoded pictures.
             options: how to decode.
-            texts: per picture the prompts or questions, equally many for each; None puts
-                ``options.prompt`` to every picture. All of a picture's sequences read one copy of
-                what the connector made of it.
+            texts: per picture the prompts or questions (None for none), equally many for each;
+                without them ``options.prompt`` is put to every picture. All of a picture's
+                sequences read one copy of what the connector made of it.
         """
         wanted = self.effective(options)
         asked = asked_of(images, texts, options)
@@ -286,7 +286,7 @@ class TextHead:
         images: Sequence[EncodedImage],
         tokens: NDArray[np.int64],
         lengths: NDArray[np.int64],
-        texts: Sequence[Sequence[str]] | None = None,  # noqa: ARG002 - heads with an encoder read it
+        texts: Sequence[Sequence[str | None]] | None = None,  # noqa: ARG002 - heads with an encoder read it
     ) -> NDArray[np.float32]:
         """``[N, V]`` float32 logits after every token of sequences fed in one call.
 
@@ -406,7 +406,9 @@ def force(session: Session, prompt: Sequence[int], tokens: Sequence[int]) -> NDA
 
 
 def asked_of(
-    images: Sequence[EncodedImage], texts: Sequence[Sequence[str]] | None, options: CaptionOptions
+    images: Sequence[EncodedImage],
+    texts: Sequence[Sequence[str | None]] | None,
+    options: CaptionOptions,
 ) -> list[Asked]:
     """What `TextHead.decode` is asked for, by image, then by text."""
     if texts is None:

@@ -131,12 +131,16 @@ class QuestionSpec:
 
     Attributes:
         graph: ONNX file: ids and the connector's ``picture_key.i``/``picture_value.i`` →
-            ``cross_key.i``/``cross_value.i``, which the decoder reads.
+            ``cross_key.i``/``cross_value.i``, which the decoder reads. Where the picture stands
+            before the question, the connector gives its ``picture_states`` instead.
         vocab_size: of its embedding.
         max_length: longest question in tokens, prefix and suffix included.
         pad_token: what questions are filled up with; no result depends on it.
         prefix_tokens, suffix_tokens: ids around the question.
         template: the question stands in the place of ``{}``.
+        picture: positions that the picture takes before the question's in what the encoder gives
+            out; 0 where its tokens read the picture by cross-attention.
+        unasked_tokens: the whole ids that stand for no question; None where there has to be one.
     """
 
     graph: str
@@ -146,9 +150,15 @@ class QuestionSpec:
     prefix_tokens: tuple[int, ...] = ()
     suffix_tokens: tuple[int, ...] = ()
     template: str = "{}"
+    picture: int = 0
+    unasked_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_positive(vocab_size=self.vocab_size, max_length=self.max_length)
+        if self.picture < 0:
+            raise ValueError(f"picture is {self.picture}; it cannot be negative")
+        if self.unasked_tokens is not None:
+            check_positive(unasked_tokens=len(self.unasked_tokens))
         if self.template.count("{}") != 1:
             raise ValueError(f"template {self.template!r} must have one place {{}} for the text")
 
@@ -156,6 +166,7 @@ class QuestionSpec:
     def knows_its_tokens(self) -> bool:
         """Whether all special ids lie inside the vocabulary."""
         ids = (*self.prefix_tokens, *self.suffix_tokens, self.pad_token)
+        ids = (*ids, *(self.unasked_tokens or ()))
         return all(0 <= token < self.vocab_size for token in ids)
 
 

@@ -318,7 +318,7 @@ class Model(RankCalls):
 
     def answer_batch(
         self,
-        asked: Iterable[tuple[ImageSource | EncodedImage, str]],
+        asked: Iterable[tuple[ImageSource | EncodedImage, str | None]],
         options: CaptionOptions = CaptionOptions(),  # noqa: B008 - frozen, hence safe to share
         *,
         batch_size: int = 8,
@@ -326,7 +326,8 @@ class Model(RankCalls):
         """Answer any number of (picture, question) pairs lazily and in order.
 
         A pair that cannot be answered is a `Failure` row. The pictures of one batch are encoded
-        in one run of the tower, one that comes several times only once.
+        in one run of the tower, one that comes several times only once. A head that can do without
+        a question takes None for none.
         """
         head = self.head("answer", options.head)
         check_batch_size(batch_size)
@@ -352,7 +353,7 @@ class Model(RankCalls):
         head: TextHead,
         images: Sequence[EncodedImage],
         options: CaptionOptions,
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> list[Caption]:
         """What the head writes about the images, by image, then by text."""
         progress: Progress | None = None
@@ -366,7 +367,7 @@ class Model(RankCalls):
         images: Sequence[EncodedImage],
         progress: Progress,
         head: TextHead,
-        texts: Sequence[Sequence[str]] | None = None,
+        texts: Sequence[Sequence[str | None]] | None = None,
     ) -> list[Caption]:
         asked: list[tuple[EncodedImage, str | None]] = [(image, None) for image in images]
         if texts is not None:

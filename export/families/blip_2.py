@@ -1,10 +1,11 @@
-"""BLIP-2 with a decoder-only language model (transformers ``Blip2ForConditionalGeneration``).
+"""BLIP-2 with OPT or T5 (transformers ``Blip2ForConditionalGeneration``).
 
 The Q-Former asks the tower's states with learned queries; its answers, projected, stand before the
-text in the place of image placeholders, and the decoder reads them causally. Placeholders count as
-positions, so the text's positions start behind them.
+text in the place of image placeholders. T5's side is `primelens.export.families.blip_2_t5`. OPT's
+decoder reads them causally; placeholders count as positions, so the text's positions start behind
+them.
 
-How its ``generate`` behaves (transformers 5.23, `modeling_blip_2.py`): it calls the language
+How ``generate`` behaves with OPT (transformers 5.23, `modeling_blip_2.py`): it calls the language
 model's own ``generate``, so that the settings are those which the language model derives from
 ``text_config``, whatever generation_config.json says; an explicit ``max_length`` counts the
 placeholders; and they stand in what it returns, from where they are cut.
@@ -23,7 +24,6 @@ import numpy as np
 import torch
 import transformers
 
-from primelens.errors import UnsupportedError
 from primelens.export.decoder_plan import (
     DecoderPlan,
     Embedding,
@@ -34,6 +34,7 @@ from primelens.export.decoder_plan import (
     stack,
 )
 from primelens.export.families.blip import RENAMES
+from primelens.export.families.blip_2_t5 import Queries, t5_head, t5_text_gaps
 from primelens.export.families.vision_encoder_decoder import (
     VisionEncoderDecoderReference,
     until_end,
@@ -92,7 +93,9 @@ class Blip2Tower:
 
 @register_model
 class Blip2:
-    """One head, ``caption``, whose prefix is what the Q-Former's queries found."""
+    """One head, ``caption``, that reads what the Q-Former's queries found before its text (OPT) or
+    before its prompt (T5).
+    """
 
     name = "blip_2"
     model_types = ("blip-2",)
@@ -100,10 +103,13 @@ class Blip2:
     def gaps(self, config: Any) -> list[str]:
         text = config.text_config
         gaps = tower_family(config.vision_config.model_type).gaps(config.vision_config)
-        if text.model_type != "opt":
-            return [*gaps, f"text_config.model_type is {text.model_type!r}; supported: 'opt'"]
+        if text.model_type not in ("opt", "t5"):
+            known = "'opt', 't5'"
+            return [*gaps, f"text_config.model_type is {text.model_type!r}; supported: {known}"]
         if config.image_token_index is None:
             gaps.append("image_token_index is null: transformers 5 needs the id of placeholders")
+        if text.model_type == "t5":
+            return gaps + t5_text_gaps(config)
         if text.word_embed_proj_dim != text.hidden_size:
             gaps.append("text_config.word_embed_proj_dim is not hidden_size")
         if not text.layer_norm_elementwise_affine:
@@ -126,8 +132,6 @@ class Blip2:
         model.language_model.generation_config.eos_token_id = token
 
     def split(self, model: Any) -> ModelSplit:
-        if not model.config.use_decoder_only_language_model:
-            raise UnsupportedError("The language model is no decoder-only one.")
         tower = tower_family(model.config.vision_config.model_type)
         queries = int(model.config.num_query_tokens)
         tensors = {
@@ -135,16 +139,19 @@ class Blip2:
             for name, tensor in model.state_dict().items()
             if not name.startswith("vision_model.") and tensor.is_floating_point()
         }
-        head = HeadSplit(
-            kind="caption",
-            tap=_TAP,
-            plan=_plan(model.language_model, queries),
-            projection=None,
-            generation=_generation(model),
-            tensors=tensors,
-            reference=Blip2Reference(model),
-            prefix=Prefix(_Projector(model), queries, causal=True),
-        )
+        if model.config.text_config.model_type == "t5":
+            head = t5_head(model, _TAP, tensors)
+        else:
+            head = HeadSplit(
+                kind="caption",
+                tap=_TAP,
+                plan=_plan(model.language_model, queries),
+                projection=None,
+                generation=_generation(model),
+                tensors=tensors,
+                reference=Blip2Reference(model),
+                prefix=Prefix(_Projector(model), queries, causal=True),
+            )
         return ModelSplit(tower.name, tower.split(model.vision_model), {"caption": head})
 
 
@@ -158,23 +165,18 @@ def _generation(model: Any) -> Generation:
     return generation
 
 
-class _Projector(torch.nn.Module):
-    """The tap to what stands before the text: queries, answered, projected, in their places."""
+class _Projector(Queries):
+    """The same in their places among the text's."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.queries, self.qformer = model.query_tokens, model.qformer
-        self.projection = model.language_projection
+        super().__init__(model)
         places = model.language_model.model.decoder.embed_positions.weight
         count = int(model.config.num_query_tokens)
         self.places = torch.nn.Parameter(places[_OFFSET : _OFFSET + count], requires_grad=False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """``[B, L, C]`` → ``[B, P, width]``."""
-        queries = self.queries.expand(states.shape[0], -1, -1)
-        found = self.qformer(query_embeds=queries, encoder_hidden_states=states).last_hidden_state
-        projected: torch.Tensor = self.projection(found) + self.places
-        return projected
+        return super().forward(states) + self.places
 
 
 def _plan(model: Any, prefix: int) -> DecoderPlan:

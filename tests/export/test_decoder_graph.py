@@ -27,6 +27,7 @@ from primelens.export.decoder_plan import (
     Linear,
     LmHead,
     Norm,
+    RelativeBias,
     SelfAttention,
     stack,
 )
@@ -63,14 +64,16 @@ def affine(x: Array, linear: Linear) -> Array:
 def normed(x: Array, norm: Norm | None) -> Array:
     if norm is None:
         return x
-    centred = x - x.mean(-1, keepdims=True)
+    centred = x - x.mean(-1, keepdims=True) if norm.centred else x
     y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.epsilon) * norm.weight
     return y if norm.bias is None else y + norm.bias
 
 
-def attend(q: Array, k: Array, v: Array, scale: float, *, causal: bool) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, scale: float, *, causal: bool, bias: Array | float = 0.0
+) -> Array:
     """``[H, T, D]`` queries over ``[H, S, D]`` keys and values, heads merged to ``[T, H·D]``."""
-    scores = q @ k.transpose(0, 2, 1) * scale
+    scores = q @ k.transpose(0, 2, 1) * scale + bias
     if causal:
         scores = np.where(np.tril(np.ones(scores.shape[1:], bool)), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -89,6 +92,8 @@ def places(plan: DecoderPlan, tokens: Array, first: int) -> Array:
     counted whatever it was.
     """
     e, count = plan.embedding, len(tokens)
+    if e.positions is None:
+        return np.zeros((count, 1))
     if e.padding is None or e.unplaced is None:
         return e.positions[:count]
     taken = tokens != e.padding
@@ -114,18 +119,34 @@ def reference(plan: DecoderPlan, tokens: Array, states: Array, first: int = 0) -
     if head.transform is not None:
         linear, activation, norm = head.transform
         x = normed(ACTIVATIONS[activation](affine(x, linear)), norm)
-    return affine(x, Linear(head.weight.T, head.bias))
+    return affine(head.scale * x, Linear(head.weight.T, head.bias))
+
+
+def distances(relative: RelativeBias | None, count: int) -> Array | float:
+    """``[H, T, T]``, written place by place."""
+    if relative is None:
+        return 0.0
+    table, last = relative.table.astype(np.float64), len(relative.table) - 1
+    rows = [
+        [table[min(max(key - query + relative.zero, 0), last)] for key in range(count)]
+        for query in range(count)
+    ]
+    return np.array(rows).transpose(2, 0, 1)
 
 
 def branch(plan: DecoderPlan, block: Any, x: Array, states: Array) -> Array:
     if isinstance(block, FeedForward):
-        return affine(ACTIVATIONS[block.activation](affine(x, block.up)), block.down)
+        active = ACTIVATIONS[block.activation](affine(x, block.gate or block.up))
+        return affine(active * affine(x, block.up) if block.gate else active, block.down)
+    bias: Array | float = 0.0
     if isinstance(block, SelfAttention):
+        bias = distances(plan.relative, len(x))
         q, k, v = np.split(affine(x, block.qkv), 3, axis=1)
     else:
         q, k, v = affine(x, block.query), affine(states, block.key), affine(states, block.value)
     q, k, v = (split(part, plan.heads) for part in (q, k, v))
-    context = attend(q, k, v, block.scale, causal=isinstance(block, SelfAttention))
+    causal = isinstance(block, SelfAttention)
+    context = attend(q, k, v, block.scale, causal=causal, bias=bias)
     return affine(context, block.out)
 
 
@@ -146,6 +167,10 @@ class Shape:
     final_norm: bool
     scale: float
     padding: bool = False
+    centred: bool = True
+    gated: bool = False
+    relative: bool = False
+    head_scale: float = 1.0
 
 
 shapes = st.builds(
@@ -162,6 +187,10 @@ shapes = st.builds(
     final_norm=st.booleans(),
     scale=st.sampled_from([1.0, 2.5]),
     padding=st.booleans(),
+    centred=st.booleans(),
+    gated=st.booleans(),
+    relative=st.booleans(),
+    head_scale=st.sampled_from([1.0, 0.3]),
 )
 
 
@@ -178,7 +207,8 @@ def random_plan(shape: Shape, seed: int) -> DecoderPlan:
 
     def norm() -> Norm:
         bias = normal(width, scale=0.3) if shape.biases else None
-        return Norm(1 + normal(width, scale=0.3), bias, float(rng.choice([1e-5, 1e-12])))
+        weight, epsilon = 1 + normal(width, scale=0.3), float(rng.choice([1e-5, 1e-12]))
+        return Norm(weight, bias if shape.centred else None, epsilon, shape.centred)
 
     def layer() -> Layer:
         attention_scale = float(rng.uniform(0.2, 0.6))
@@ -202,18 +232,20 @@ def random_plan(shape: Shape, seed: int) -> DecoderPlan:
                 linear(2 * width, width),
                 shape.activation,  # type: ignore[arg-type]
                 norm(),
+                linear(width, 2 * width) if shape.gated else None,
             ),
         )
 
-    tokens = normal(VOCAB, width)
+    tokens, padding = normal(VOCAB, width), shape.padding and not shape.relative
+    relative = RelativeBias(normal(7, shape.heads), zero=5, longest=POSITIONS)
     return DecoderPlan(
         Embedding(
             tokens,
-            normal(POSITIONS, width),
+            None if shape.relative else normal(POSITIONS, width),
             shape.scale,
             norm() if shape.embedding_norm else None,
-            PADDING if shape.padding else None,
-            normal(width) if shape.padding else None,
+            PADDING if padding else None,
+            normal(width) if padding else None,
         ),
         tuple(layer() for _ in range(shape.layers)),
         shape.heads,
@@ -224,7 +256,9 @@ def random_plan(shape: Shape, seed: int) -> DecoderPlan:
             tokens if shape.tied else normal(VOCAB, width),
             normal(VOCAB) if shape.biases else None,
             (linear(width, width), shape.activation, norm()) if shape.transform else None,  # type: ignore[arg-type]
+            shape.head_scale,
         ),
+        relative=relative if shape.relative else None,
     )
 
 
