@@ -39,17 +39,18 @@ class BuildError(Exception):
     """There is no C compiler, or it refused; the message says which."""
 
 
-def compile_library(out: Path, *, extra: Sequence[str] = ()) -> None:
+def compile_library(out: Path, *, machine: str | None = None, extra: Sequence[str] = ()) -> None:
     """Compile the shared library that ONNX Runtime loads.
 
     Args:
         out: the file, replaced when everything has worked.
+        machine: processor to compile for, where ``$CC`` is a cross compiler.
         extra: further flags of compiler and linker.
 
     Raises:
         BuildError: it cannot be compiled here.
     """
-    _compile(out, ("operator", "call"), ["-fPIC", *extra], ["-shared", *extra])
+    _compile(out, ("operator", "call"), ["-fPIC", *extra], ["-shared", *extra], machine)
 
 
 def compile_check(out: Path, *, machine: str | None = None, extra: Sequence[str] = ()) -> None:

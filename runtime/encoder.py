@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -97,15 +98,25 @@ class ImageEncoder:
         bundle: a checked bundle.
         tower: its opened graph; None in a text-only bundle.
         kept: where embeddings are kept, if anywhere.
+        threads: that read and preprocess a batch's pictures side by side; None for as many as there
+            are cores to use. The tower does not run meanwhile, so they take no core from it.
     """
 
-    def __init__(self, bundle: Bundle, tower: Graph | None, kept: KeptTaps | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        tower: Graph | None,
+        kept: KeptTaps | None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         spec = bundle.manifest.tower
         self._name = bundle.manifest.name
         self.tower = tower
         self.preprocessing = Preprocessing.from_dict(dict(spec.preprocessing))
         self.identities = {name: tap.identity for name, tap in spec.taps.items()}
         self.kept = kept
+        self._threads = threads or _usable_cores()
         self._frames = {head.frames for head in bundle.manifest.writers.values() if head.frames}
 
     def prepare(self, image: ImageSource | EncodedImage) -> Item:
@@ -160,9 +171,17 @@ class ImageEncoder:
         check_batch_size(size)
         iterator = iter(images)
         while chunk := list(islice(iterator, size)):
-            prepared = [self.attempt(image) for image in chunk]
+            prepared = self.attempt_all(chunk)
             good = [item for item in prepared if not isinstance(item, Failure)]
             yield prepared, self.encode(good)
+
+    def attempt_all(self, images: Sequence[ImageSource | EncodedImage]) -> list[Item | Failure]:
+        """`attempt` of every picture, several at a time: decoding leaves Python to the others."""
+        workers = min(self._threads, len(images))
+        if workers < 2:
+            return [self.attempt(image) for image in images]
+        with ThreadPoolExecutor(workers, thread_name_prefix="primelens-read") as pool:
+            return list(pool.map(self.attempt, images))
 
     def attempt(self, image: ImageSource | EncodedImage) -> Item | Failure:
         """`prepare`, with a `Failure` row for a picture that cannot be read."""
@@ -229,6 +248,13 @@ class ImageEncoder:
             misses = [item.miss for item in items if item.miss]
             encoded = self.kept.keep(encoded, misses, [item.source.frame for item in items])
         return {image.source: image for image in encoded}
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_batch_size(size: int) -> None:

@@ -12,6 +12,7 @@ that the graph carries for them compute the same, slower; that is logged once pe
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from typing import Any
 from primelens.engine import Array, BoundCall, TensorSpec
 from primelens.errors import EngineError
 from primelens.kernels import DOMAIN, Library, library
+from primelens.resident import release_pages
 
 __all__ = ["OnnxEngine", "OnnxGraph"]
 
 logger = logging.getLogger("primelens.engine")
 
+_registering = threading.Lock()
+_shared: bool | None = None  # whether sessions of this process share an arena; None: not yet asked
+_ARENA = {"arena_extend_strategy": 1}  # kSameAsRequested
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -65,6 +70,10 @@ class OnnxEngine:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        # A block per set of shapes is kept beside the arena otherwise, and made nothing faster.
+        options.enable_mem_pattern = False
+        if _memory_is_shared():
+            options.add_session_config_entry("session.use_env_allocators", "1")
         if not self._spin:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -77,7 +86,8 @@ class OnnxEngine:
                 f"ONNX Runtime {ort.__version__} cannot open {path}: {error}",
                 remedy="Check the bundle with `primelens verify`, or upgrade onnxruntime.",
             ) from error
-        logger.debug("opened %s", path.name)
+        released = release_pages(path.with_suffix(".weights"))
+        logger.debug("opened %s, %d bytes given back", path.name, released)
         return OnnxGraph(session, path.name)
 
     def _add_kernels(self, path: Path, options: Any) -> None:
@@ -169,6 +179,31 @@ class _OnnxCall:
             self._run(self._binding)
         except Exception as error:
             raise _failed(self._name, error) from error
+
+
+def _memory_is_shared() -> bool:
+    """Let all sessions of the process allocate from one arena that grows by what is asked for.
+
+    By default every session has an arena of its own, which grows by doubling and never shrinks:
+    what the tower needed for a large batch would stay beside what the decoder needs. False where
+    the host application has registered an allocator of its own; then sessions keep theirs.
+    """
+    global _shared  # noqa: PLW0603 - it is the process's own
+    ort = _onnxruntime()
+    with _registering:
+        if _shared is not None:
+            return _shared
+        try:
+            memory = ort.OrtMemoryInfo(
+                "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+            )
+            ort.create_and_register_allocator(memory, ort.OrtArenaCfg(_ARENA))
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises a dozen unrelated classes
+            logger.debug("sessions keep arenas of their own: %s", error)
+            _shared = False
+        else:
+            _shared = True
+        return _shared
 
 
 def _specifications(arguments: Any) -> dict[str, TensorSpec]:

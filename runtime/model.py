@@ -36,6 +36,7 @@ from primelens.options import CacheOptions, CaptionOptions, LoadOptions
 from primelens.prefix_head import PrefixHead
 from primelens.preprocessing import Preprocessing
 from primelens.ranking import RankCalls, heads_in_words
+from primelens.resident import release_heap
 from primelens.results import Caption, EncodedImage, Failure, Piece
 from primelens.text import TextStream
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["Model", "load"]
 
 logger = logging.getLogger("primelens.model")
+
+_LARGE = 64 * 2**20  # bytes of a bundle whose opening leaves memory behind that is worth a look
 
 
 def load(
@@ -70,7 +73,8 @@ def load(
         StoreError: the folder for embeddings is refused.
     """
     bundle = open_bundle(_locate(str(name), options.revision), check=options.check)
-    return Model(bundle, engine or OnnxEngine(threads=options.threads, spin=options.spin), cache)
+    engine = engine or OnnxEngine(threads=options.threads, spin=options.spin)
+    return Model(bundle, engine, cache, threads=options.threads)
 
 
 class Model(RankCalls):
@@ -81,9 +85,17 @@ class Model(RankCalls):
         engine: opens its graphs: here those of the tower and the first head, side by side, those of
             the others when they are first used.
         cache: where embeddings are kept, if anywhere.
+        threads: that read the pictures of a batch; None for as many as there are cores to use.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, cache: CacheOptions | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        cache: CacheOptions | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         super().__init__()
         self._bundle = bundle
         self._engine = engine
@@ -93,11 +105,13 @@ class Model(RankCalls):
         with ThreadPoolExecutor(max_workers=2) as pool:
             tower: Future[Graph | None] = pool.submit(open_tower, bundle, engine)
             first = [pool.submit(self._open, name) for name in list(bundle.manifest.writers)[:1]]
-            self._encoder = ImageEncoder(bundle, tower.result(), kept)
+            self._encoder = ImageEncoder(bundle, tower.result(), kept, threads=threads)
             for opened in first:
                 opened.result()
         self._domain = DomainDetector.of(bundle)
         self.engine_name = engine.name
+        if sum(record.size for record in bundle.manifest.files.values()) >= _LARGE:
+            release_heap()
 
     @property
     def name(self) -> str:
@@ -333,7 +347,7 @@ class Model(RankCalls):
         check_batch_size(batch_size)
         iterator = iter(asked)
         while chunk := list(islice(iterator, batch_size)):
-            prepared = [self._encoder.attempt(image) for image, _ in chunk]
+            prepared = self._encoder.attempt_all([image for image, _ in chunk])
             good = [item for item in prepared if not isinstance(item, Failure)]
             texts = [
                 [question]

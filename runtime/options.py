@@ -27,7 +27,8 @@ class LoadOptions:
     """How a bundle is opened.
 
     Attributes:
-        threads: threads of the inference engine; None lets the engine take one per physical core.
+        threads: threads of the inference engine, and threads that read a batch's pictures before it
+            runs; None lets the engine take one per physical core.
         spin: idle engine threads spin (lower latency) instead of sleeping (lower CPU use).
         check: "once" compares every file's SHA-256 with the manifest, but of a large bundle not
             again as long as the file system says that its files were not touched since; "full"

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import primelens
 from primelens import CaptionOptions
+from primelens.bundle import open_bundle
+from primelens.encoder import ImageEncoder
 from primelens.model import Model
 
 from .conftest import EOS, POSITIONS, FakeBundle, history_logits
@@ -132,6 +134,40 @@ def test_a_bad_picture_fails_alone(model: Model) -> None:
         model.caption(picture(1)).tokens,
         model.caption(picture(2)).tokens,
     ]
+
+
+def test_a_batchs_pictures_are_read_side_by_side_in_order(
+    fake_bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two readers wait for each other: with one at a time the barrier would break."""
+    model = Model(open_bundle(fake_bundle.folder), fake_bundle.engine, threads=2)
+    alone = [model.caption(picture(seed)).tokens for seed in range(4)]
+    both = threading.Barrier(2)
+    attempt = ImageEncoder.attempt
+
+    def waiting(self: ImageEncoder, image: Any) -> Any:
+        both.wait(timeout=20)
+        return attempt(self, image)
+
+    monkeypatch.setattr(ImageEncoder, "attempt", waiting)
+    rows = list(model.caption_batch([picture(seed) for seed in range(4)], batch_size=4))
+    assert [row.tokens for row in rows if isinstance(row, primelens.Caption)] == alone
+
+
+def test_one_thread_reads_one_picture_at_a_time(
+    fake_bundle: FakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(open_bundle(fake_bundle.folder), fake_bundle.engine, threads=1)
+    readers: set[int] = set()
+    attempt = ImageEncoder.attempt
+
+    def noted(self: ImageEncoder, image: Any) -> Any:
+        readers.add(threading.get_ident())
+        return attempt(self, image)
+
+    monkeypatch.setattr(ImageEncoder, "attempt", noted)
+    list(model.caption_batch([picture(seed) for seed in range(4)], batch_size=4))
+    assert readers == {threading.get_ident()}
 
 
 def test_batches_are_lazy_and_need_a_size(model: Model) -> None:
