@@ -70,6 +70,7 @@ def _head(name: str, head: HeadSpec | RankHeadSpec) -> Iterator[tuple[str, str]]
 
     if isinstance(head, RankHeadSpec):
         sizes = f"embeddings of width {head.width}, {head.scoring}"
+        sizes += "" if head.matching is None else ", matching (itm)"
         yield f"head {name}", f"{head.kind}, {head.family}, {head.precision}, {sizes}"
         return
     decoder = f"{head.decoder.layers} layers, vocabulary {head.decoder.vocab_size}"

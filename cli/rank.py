@@ -35,6 +35,18 @@ __all__ = ["labels_of", "ranking_row"]
     metavar="TEXT",
     help="A prompt with {} for the label; of several, the mean stands for the label.",
 )
+@click.option(
+    "--score",
+    type=click.Choice(["itm", "itc"]),
+    help="itc compares embeddings; itm reads every label with the picture.  [default: itm, where "
+    "the head has it]",
+)
+@click.option(
+    "--preselect",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Rank by itm only the K labels that are best by itc.",
+)
 @click.option("--top", type=click.IntRange(min=1), help="Show this many labels only.")
 @click.option("--model", default="default", show_default=True, metavar="BUNDLE")
 @click.option("--head", help="Name of the rank head, where the bundle has several.")
@@ -70,6 +82,7 @@ def rank(ctx: click.Context, /, images: tuple[str, ...], **chosen: Any) -> None:
     cache = None
     if chosen["cache"]:
         cache = primelens.CacheOptions(chosen["cache"], dtype=chosen["cache_dtype"])
+    chosen["options"] = primelens.RankOptions(chosen["score"], chosen["preselect"])
     model = primelens.load(chosen["model"], options=loading, cache=cache)
     entries = expand(images)
     failed = 0
@@ -114,6 +127,7 @@ def _rankings(
             template=chosen["templates"] or None,
             head=chosen["head"],
             batch_size=chosen["batch_size"],
+            options=chosen["options"],
         )
     )
     for entry in entries:
@@ -155,6 +169,7 @@ def ranking_row(image: str, ranking: Ranking, model: str, top: int | None) -> di
             for e in ranking.labels[:top]
         ],
         "scoring": ranking.scoring,
+        "score": ranking.score,
         "timings_ms": ranking.timings.as_milliseconds(),
         "cache": ranking.cache,
         "model": model,

@@ -103,7 +103,7 @@ def _gate_checks(name: str, report: GateReport) -> list[Check]:
     if report.failures:
         return [Check(f"head {name}", False, line) for line in report.failures]
     checks = []
-    for key in ("tap", "logits", "image", "text", "scores"):
+    for key in ("tap", "logits", "image", "text", "scores", "match"):
         measured = report.measured.get(key, {})
         if "largest_error" in measured:
             detail = f"largest error {measured['largest_error']:.2e}"

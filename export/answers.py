@@ -18,6 +18,7 @@ from primelens.export.checkpoint import Checkpoint
 from primelens.export.questions import PER_PICTURE, ids_of, questions_for
 from primelens.export.registry import HeadSplit
 from primelens.manifest import Generation
+from primelens.patches import packed
 from primelens.results import EncodedImage
 
 __all__ = ["Answers", "Compared", "ask", "pixels_of"]
@@ -177,12 +178,19 @@ def _natural_logits(head: HeadSplit, tap: Array, natural: Sequence[Sequence[int]
 
 
 def pixels_of(processor: Any, picture: NDArray[np.uint8]) -> Array:
-    """``[1, 3, H, W]`` by the source's image processor; of a video ``[1, F, 3, H, W]``."""
+    """``[1, 3, H, W]`` by the source's image processor; of a video ``[1, F, 3, H, W]``; packed
+    patches ``[1, 1 + N, D]`` where pictures keep their shape.
+    """
     from PIL import Image
 
     if picture.ndim == 4:
         return np.concatenate([pixels_of(processor, frame) for frame in picture])[None]
 
-    values = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"]
-    values = np.asarray(values, np.float32)
+    found = processor(images=Image.fromarray(picture), return_tensors="np")
+    values = np.asarray(found["pixel_values"], np.float32)
+    if "spatial_shapes" in found:
+        rows, columns = (int(side) for side in found["spatial_shapes"][0])
+        return packed(values[0], rows, columns, values.shape[1])[None]
+    if values.ndim == 3:
+        return values
     return values.reshape(1, *values.shape[-3:])  # of a video processor, one frame of one video

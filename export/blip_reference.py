@@ -1,4 +1,4 @@
-"""BLIP's source models answering the gate's questions, by their own ``generate``."""
+"""BLIP's source models answering the gate's questions, by their own ``generate`` or ``forward``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from primelens.export.generation import plain_generation
 from primelens.export.registry import Array
 
-__all__ = ["BlipAnswers", "BlipCaptions", "GivenStates"]
+__all__ = ["BlipAnswers", "BlipCaptions", "BlipScores", "GivenStates"]
 
 _REMEMBERED = 32  # pictures
 _PIXELS_AT_ONCE = 8 * 384 * 384  # bounds the memory of a large tower
@@ -229,3 +230,40 @@ class BlipAnswers(_Blip):
                 )
             texts += self._until_end(rows, 1)
         return texts
+
+
+class BlipScores(_Blip):
+    """``BlipForImageTextRetrieval``."""
+
+    @torch.no_grad()
+    def answer(self, tap: Array, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
+        """By ``forward`` without the matching; the embeddings by the same modules, because
+        ``forward`` keeps them to itself.
+        """
+        states = self._tensor(tap)
+        output = self._forward(states, ids, mask, matching=False)
+        image = normalize(self._model.vision_proj(states[:, 0]), dim=-1)
+        text = normalize(self._model.text_proj(output.question_embeds[:, 0]), dim=-1)
+        return image.numpy(), text.numpy(), output.itm_score.numpy()
+
+    @torch.no_grad()
+    def match(self, tap: Array, ids: Array, mask: Array) -> Array:
+        """``[B, N, 2]`` by ``forward``, picture by picture."""
+        rows = [
+            self._forward(states.expand(len(ids), -1, -1), ids, mask, matching=True).itm_score
+            for states in self._tensor(tap)
+        ]
+        result: Array = torch.stack(rows).numpy()
+        return result
+
+    def _forward(self, states: torch.Tensor, ids: Array, mask: Array, *, matching: bool) -> Any:
+        tower, self._model.vision_model = self._model.vision_model, GivenStates(states)
+        try:
+            return self._model(
+                input_ids=torch.from_numpy(np.ascontiguousarray(ids, np.int64)),
+                attention_mask=torch.from_numpy(np.ascontiguousarray(mask, np.int64)),
+                pixel_values=states,
+                use_itm_head=matching,
+            )
+        finally:
+            self._model.vision_model = tower

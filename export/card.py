@@ -61,8 +61,9 @@ def notes_of(card: str) -> list[str]:
 
 def _head_line(name: str, head: HeadSpec | RankHeadSpec) -> str:
     if isinstance(head, RankHeadSpec):
+        scoring = head.scoring + ("" if head.matching is None else ", matching")
         return (
-            f"* **Head `{name}`**: rank, embeddings of width {head.width}, {head.scoring}, "
+            f"* **Head `{name}`**: rank, embeddings of width {head.width}, {scoring}, "
             f"{head.precision}"
         )
     decoder = head.decoder
@@ -105,7 +106,7 @@ def _ranking_result(head: Any) -> str:
         parts[0] = f"top-1 agreement {head['top1_agreement']:.4f}"
     parts += [
         f"largest {key} error {head[key]['largest_error']:.2e}"
-        for key in ("tap", "image", "text", "scores")
+        for key in ("tap", "image", "text", "scores", "match")
         if "largest_error" in head.get(key, {})
     ]
     return "; ".join(parts)

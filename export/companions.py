@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 __all__ = ["SPECIAL", "VIT_PROCESSOR", "reference_tokenizer", "write_companions"]
 
 SPECIAL = _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"
+_SPACE = "Ġ"
 
 VIT_PROCESSOR: Mapping[str, Any] = {
     "image_processor_type": "ViTImageProcessor",
@@ -46,10 +47,12 @@ def write_companions(  # noqa: PLR0913 - everything but the folder is by name
         special: what ids 0, 1 and 2 are.
         framed: the tokenizer puts the start token before every text, and the end token behind it.
         tokenizer: settings of tokenizer_config.json; ``frame`` is not written there, but says what
-            stands around every text (``$A </s>``), where it is not both tokens.
+            stands around every text (``$A </s>``), where it is not both tokens; ``space`` says what
+            spaces are written as.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    made, extra = reference_tokenizer(vocab_size, special), dict(tokenizer or {})
+    extra = dict(tokenizer or {})
+    made = reference_tokenizer(vocab_size, special, extra.pop("space", _SPACE))
     if frame := extra.pop("frame", f"{_BOS} $A {_EOS}" if framed else None):
         ids = [(token, made.token_to_id(token)) for token in (_BOS, _EOS) if token in frame]
         made.post_processor = processors.TemplateProcessing(single=frame, special_tokens=ids)
@@ -67,13 +70,19 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def reference_tokenizer(vocab_size: int, special: Sequence[str] = SPECIAL) -> Tokenizer:
-    """A byte-level BPE of exactly ``vocab_size`` ids; its merges are all pairs, level by level."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def reference_tokenizer(
+    vocab_size: int, special: Sequence[str] = SPECIAL, space: str = _SPACE
+) -> Tokenizer:
+    """A byte-level BPE of exactly ``vocab_size`` ids; its merges are all pairs, level by level.
+
+    A tokenizer class of transformers that writes spaces as another character than ``Ġ`` takes
+    vocabulary and merges of it, and does the rest by itself.
+    """
+    alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet()} - {_SPACE} | {space})
     vocab = {token: i for i, token in enumerate([*special, *alphabet])}
     merges: list[tuple[str, str]] = []
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    pieces = ["Ġ", *letters, *(a + b for a in ["Ġ", *letters] for b in letters)]
+    pieces = [space, *letters, *(a + b for a in [space, *letters] for b in letters)]
     for left, right in itertools.chain.from_iterable(
         ((a, b) for a in pieces[: 27 * n] for b in letters) for n in (1, 28)
     ):

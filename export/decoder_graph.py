@@ -46,6 +46,7 @@ from primelens.export.decoder_plan import (
 from primelens.export.graph import MICROSOFT, GraphBuilder
 
 __all__ = [
+    "FLOAT",
     "DecoderBuilder",
     "StackBuilder",
     "Stream",

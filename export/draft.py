@@ -65,10 +65,10 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
         CheckpointError: the preprocessing does not fit the tower, or the tower cannot be exported.
         UnsupportedError: the generation_config asks for what decoding does not honour.
     """
-    size = _input_size(checkpoint, split)
+    shape = _input_shape(checkpoint, split)
     check_heads(split)
     steps = recipe(options.precision)
-    tower_model = build_tower(split.tower, size)
+    tower_model = build_tower(split.tower, shape)
     shapes = tap_shapes(tower_model)
     graphs = {"tower": tower_model}
     heads: dict[str, HeadSpec | RankHeadSpec] = {}
@@ -120,20 +120,28 @@ def tap_shapes(tower: ir.Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _input_size(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, int]:
-    size = checkpoint.preprocessing.output_size
-    if size is None:
+def _input_shape(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, ...]:
+    """Of one preprocessed picture."""
+    shape = checkpoint.preprocessing.output_shape
+    if shape is None:
         raise CheckpointError(
             "The preprocessing yields pictures of varying size; the tower needs one size.",
             remedy="Set a fixed size or a crop in preprocessor_config.json.",
         )
-    if split.tower.size is not None and size != split.tower.size:
+    packed = split.tower.packed
+    fits = len(shape) == 3 if packed is None else len(shape) == 2 and shape[1] == packed
+    if not fits:
         raise CheckpointError(
-            f"The preprocessing yields (height, width) = {size}, "
+            f"The preprocessing yields arrays of the shape {shape}, which the tower does not read.",
+            remedy="Correct image_processor_type and patch_size in preprocessor_config.json.",
+        )
+    if split.tower.size is not None and shape[1:] != split.tower.size:
+        raise CheckpointError(
+            f"The preprocessing yields (height, width) = {shape[1:]}, "
             f"the tower wants {split.tower.size}.",
             remedy="Correct size or crop_size in preprocessor_config.json.",
         )
-    return size
+    return shape
 
 
 def check_heads(split: ModelSplit) -> None:

@@ -191,9 +191,9 @@ def _add_tap(remake: Remake, source: HeadSource, workshop: _Workshop) -> None:
         )
     split = tapped_at(source.split.tower, [*tower.taps, new])
     preprocessing = source.checkpoint.preprocessing
-    size = preprocessing.output_size
-    assert size is not None  # the bundle's tower has one, and it is the same
-    graph = build_tower(split, size)
+    shape = preprocessing.output_shape
+    assert shape is not None  # the bundle's tower has one, and it is the same
+    graph = build_tower(split, shape)
     identities = tap_identities(source.split, preprocessing.to_dict())
     spec = TapSpec(identities[new], tap_shapes(graph)[new], tap_weights(split, new))
     steps = next(steps for steps in (FLOAT32, INT8) if steps.variant == tower.variant)

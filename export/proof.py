@@ -174,7 +174,7 @@ def _take_gate(proof: Proof, measured: Mapping[str, Any]) -> None:
     proof.tokens += int(measured.get("tokens_compared", 0))
     proof.ties += int(measured.get("ties", 0))
     proof.rankings += int(measured.get("rankings", 0))
-    for key in ("tap", "logits", "image", "text", "scores"):
+    for key in ("tap", "logits", "image", "text", "scores", "match"):
         if "limit" in measured.get(key, {}):
             found = (measured[key]["largest_error_to_float64"], measured[key]["limit"])
             proof.errors[key] = max(proof.errors.get(key, found), found)

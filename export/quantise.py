@@ -243,6 +243,7 @@ INT8 = Recipe(
         ("*.question", store_in_int8),
         ("*.image", store_in_int8),
         ("*.text", store_in_int8),
+        ("*.match", store_in_int8),
         ("tower", store_in_int8),
     ),
 )

@@ -38,7 +38,7 @@ from primelens.export.decoder_graph import (
 from primelens.export.decoder_plan import CrossAttention, SelfAttention, Stack
 from primelens.export.graph import MICROSOFT
 
-__all__ = ["PICTURE", "QuestionPlan", "build_question_encoder", "read_by"]
+__all__ = ["PICTURE", "QuestionPlan", "ReaderBuilder", "build_question_encoder", "read_by"]
 
 PICTURE = "picture_states"
 
@@ -85,22 +85,23 @@ def build_question_encoder(
     if before and (stack.embedding.positions is not None or stack.embedding.norm is not None):
         raise ValueError("states stand before tokens that are nothing but their vectors")
     kind = _AfterPicture if before else _QuestionBuilder
-    return kind(stack, picture_length).build(readers, heads)
+    return kind(stack, "question", picture_length).build(readers, heads)
 
 
-class _QuestionBuilder(StackBuilder):
-    def __init__(self, stack: Stack, picture_length: int) -> None:
-        super().__init__(stack, "question", picture_length)
+class ReaderBuilder(StackBuilder):
+    """A text encoder that reads padded texts in both directions, and a picture.
 
-    def build(self, readers: Sequence[CrossAttention], heads: int) -> ir.Model:
-        states, names = self._states(), cross_names(len(readers))
-        outputs = key_values(self._g, states, readers, names=names, length="K", heads=heads)
-        return self._g.finish([(v, dtype, ["Q", *shape[1:]]) for v, dtype, shape in outputs])
+    Its inputs are ``input_ids``, ``<name>_lengths`` and the picture's keys and values.
+    """
+
+    def __init__(self, stack: Stack, name: str, picture_length: int) -> None:
+        super().__init__(stack, name, picture_length)
+        self._counts = f"{name}_lengths"
 
     def _declare_inputs(self) -> None:
         g = self._g
         self._ids = g.input("input_ids", INT64, ["Q", "T"])
-        self._counted = g.input("question_lengths", INT32, ["Q"])
+        self._counted = g.input(self._counts, INT32, ["Q"])
         self._end = g.op("Squeeze", [self._width_of_ids()], "positions.end")
         first = g.op("Constant", [], "positions.first", value_int=0)
         step = g.op("Constant", [], "positions.step", value_int=1)
@@ -136,6 +137,13 @@ class _QuestionBuilder(StackBuilder):
             scale=float(block.scale),
             mask_filter_value=MASKED,
         )
+
+
+class _QuestionBuilder(ReaderBuilder):
+    def build(self, readers: Sequence[CrossAttention], heads: int) -> ir.Model:
+        states, names = self._states(), cross_names(len(readers))
+        outputs = key_values(self._g, states, readers, names=names, length="K", heads=heads)
+        return self._g.finish([(v, dtype, ["Q", *shape[1:]]) for v, dtype, shape in outputs])
 
 
 class _AfterPicture(_QuestionBuilder):

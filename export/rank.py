@@ -7,6 +7,7 @@ texts.<head>            uint8, UTF-8 JSON: the list of texts
 text_embeds.<head>      float32 [N, W]
 image_embeds.<head>.k   float32 [W]
 scores.<head>.k         float32 [N]
+match.<head>.k          float32 [N, 2], of heads with a matching
 ======================= ==================================================================
 """
 
@@ -24,15 +25,18 @@ from numpy.typing import NDArray
 
 from primelens.errors import UnsupportedError
 from primelens.export.checkpoint import Checkpoint
+from primelens.export.connector_graph import build_connector
 from primelens.export.gate import GateReport
 from primelens.export.golden import COUNT
+from primelens.export.matching_graph import build_matching
 from primelens.export.options import GateOptions
+from primelens.export.question_graph import read_by
 from primelens.export.rank_answers import RankAnswers, ask_rank, text_gaps, text_spec
 from primelens.export.rank_gate import run_rank_gate
 from primelens.export.registry import RankSplit
 from primelens.export.traced import traced
 from primelens.identity import weights_digest
-from primelens.manifest import RankHeadSpec
+from primelens.manifest import MatchingSpec, RankHeadSpec
 
 __all__ = ["RankKind"]
 
@@ -64,7 +68,15 @@ class RankKind:
             ["text_embeds"],
             what=f"the text tower of the head {name!r}",
         )
-        return {f"{name}.image": image, f"{name}.text": text}
+        graphs = {f"{name}.image": image, f"{name}.text": text}
+        if head.matching is None:
+            return graphs
+        stack = head.matching.stack
+        connector = build_connector(
+            read_by(stack), tap=head.tap, length=tap[0], heads=stack.heads, outputs="picture"
+        )
+        matching = build_matching(head.matching, tap[0])
+        return {**graphs, f"{name}.match.connector": connector, f"{name}.match": matching}
 
     def spec(
         self, name: str, head: RankSplit, checkpoint: Checkpoint, precision: str
@@ -89,6 +101,9 @@ class RankKind:
             precision=precision,
             digest=weights_digest({key: tensor.numpy() for key, tensor in head.tensors.items()}),
             templates=head.templates,
+            matching=None
+            if head.matching is None
+            else MatchingSpec(f"{name}.match.connector.onnx", f"{name}.match.onnx"),
         )
 
     def ask(
@@ -109,8 +124,8 @@ class RankKind:
         self, name: str, head: RankSplit, answers: RankAnswers, report: GateReport | None
     ) -> dict[str, NDArray[Any]]:
         if report is None:
-            found = {key: getattr(answers, key).single for key in ("image", "text", "scores")}
-            taps = answers.tap.single
+            found = {key: value.single for key, value in answers.compared.items()}
+            taps = found["tap"]
         else:
             found = report.found
             taps = np.stack([image.taps[head.tap] for image in report.encoded])
@@ -124,4 +139,6 @@ class RankKind:
             arrays[f"tap.{head.tap}.{k}"] = np.ascontiguousarray(taps[k], np.float32)
             arrays[f"image_embeds.{name}.{k}"] = np.ascontiguousarray(found["image"][k], np.float32)
             arrays[f"scores.{name}.{k}"] = np.ascontiguousarray(found["scores"][k], np.float32)
+            if "match" in found:
+                arrays[f"match.{name}.{k}"] = np.ascontiguousarray(found["match"][k], np.float32)
         return arrays

@@ -49,6 +49,7 @@ class RankAnswers:
         image: ``[K, W]`` image embeddings.
         text: ``[N, W]`` text embeddings, of all texts in one padded batch.
         scores: ``[K, N]``.
+        match: ``[K, N, 2]`` logits of the matching, where the head has one.
         scoring, templates: what the head's scores become, and what its labels are put in.
         encoded: where the source was fed with what the bundle's own tower says, the pictures as the
             bundle encodes them; the gate then begins at the seam.
@@ -65,11 +66,13 @@ class RankAnswers:
     scoring: str
     templates: tuple[str, ...]
     encoded: Sequence[EncodedImage] | None = None
+    match: Compared | None = None
 
     @property
     def compared(self) -> dict[str, Compared]:
         """What a replay of the golden outputs compares, under the names of its tolerances."""
-        return {"tap": self.tap, "image": self.image, "text": self.text, "scores": self.scores}
+        found = {"tap": self.tap, "image": self.image, "text": self.text, "scores": self.scores}
+        return found if self.match is None else {**found, "match": self.match}
 
 
 def gate_texts(max_length: int) -> list[str]:
@@ -103,6 +106,8 @@ def text_gaps(checkpoint: Checkpoint, head: RankSplit) -> list[str]:
         gaps.append("the tokenizer pads on the left: a text's positions would depend on the others")
     if tokenizer.truncation_side != "right":
         gaps.append(f"the tokenizer cuts texts on the {tokenizer.truncation_side}")
+    if head.matching is not None and "attention_mask" not in tokenizer.model_input_names:
+        gaps.append("the tokenizer masks no padding, which a matching would read")
     return gaps
 
 
@@ -129,11 +134,12 @@ def ask_rank(
     mask = np.array(batch["attention_mask"], np.int64) if spec.masked else np.ones_like(ids)
     pixels = np.concatenate([pixels_of(checkpoint.processor, picture) for picture in pictures])
     tap = reference.taps(pixels)[head.tap]
-    single = reference.answer(tap, ids, mask)
+    asked = _answer if head.matching is None else _answer_and_match
+    single = asked(reference, tap, ids, mask)
     with reference.widen():
         tap_double = reference.taps(pixels)[head.tap]
-        double = reference.answer(tap_double, ids, mask)
-    image, text, scores = (Compared(a, b) for a, b in zip(single, double, strict=True))
+        double = asked(reference, tap_double, ids, mask)
+    image, text, scores, *match = (Compared(a, b) for a, b in zip(single, double, strict=True))
     return RankAnswers(
         pictures=pictures,
         pixels=pixels,
@@ -145,4 +151,14 @@ def ask_rank(
         scores=scores,
         scoring=head.scoring,
         templates=head.templates,
+        match=match[0] if match else None,
     )
+
+
+def _answer(reference: Any, tap: Array, ids: Array, mask: Array) -> tuple[Array, ...]:
+    found: tuple[Array, ...] = reference.answer(tap, ids, mask)
+    return found
+
+
+def _answer_and_match(reference: Any, tap: Array, ids: Array, mask: Array) -> tuple[Array, ...]:
+    return (*reference.answer(tap, ids, mask), reference.match(tap, ids, mask))

@@ -6,7 +6,8 @@ Compared in the order data flows, so that the first finding is the cause:
 2. **ids** of texts, short, long and cut, against the source's own tokenizer;
 3. **image** and **text** embeddings, texts of mixed lengths; a text by itself and among others has
    the same bits, and so has a picture;
-4. **scores** of every picture and text, and their **order** for every picture.
+4. **scores** of every picture and text, and their **order** for every picture; so too the logits
+   of a **matching**, with the bits of every pair by itself and among others.
 
 A float32 bundle passes when all values are within a few times the source's own float32 rounding
 error, measured against a float64 run, and the order is the source's; two texts may change places
@@ -19,7 +20,7 @@ depend on companions.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from primelens.export.gate import GateReport, RecordingEngine, limit_of, worst
 from primelens.export.options import GateOptions
 from primelens.export.rank_answers import RankAnswers
 from primelens.model import Model, load
-from primelens.options import LoadOptions
+from primelens.options import LoadOptions, RankOptions
 
 __all__ = ["rank_matrix", "run_rank_gate"]
 
@@ -78,6 +79,8 @@ class _RankGate:
         """All stages until one fails."""
         report = self._report
         stages = [self._settings, self._ids, self._image, self._text, self._scores, self._order]
+        if self._answers.match is not None:
+            stages += [self._match, self._match_order]
         if self._answers.encoded is None:
             stages = [self._pixels, self._tap, *stages]
         else:
@@ -168,20 +171,48 @@ class _RankGate:
         self._found["scores"] = found
         return self._close("scores", found, self._answers.scores, "picture")
 
+    def _match(self) -> list[str]:
+        texts, encoded = list(self._answers.texts), self._report.encoded
+        assert self._answers.match is not None
+        found = np.stack([self._head.match_logits(image, texts) for image in encoded])
+        self._found["match"] = found
+        failures = self._close("match", found, self._answers.match, "picture")
+        for k, text in enumerate(texts):
+            alone = self._head.match_logits(encoded[0], [text])[0]
+            if not np.array_equal(alone, found[0, k]):
+                moved = float(np.abs(alone - found[0, k]).max())
+                failures.append(f"text {k}: its matching moves by {moved:.3g} among others")
+        return failures
+
+    def _match_order(self) -> list[str]:
+        assert self._answers.match is not None
+        wanted, found = self._answers.match.double, self._found["match"].astype(np.float64)
+        # A difference of two logits, each within the limit.
+        limit = 2 * limit_of(self._answers.match)
+        return self._ordered("itm", wanted[..., 1] - wanted[..., 0], found[..., 1] - found[..., 0],
+                             limit)  # fmt: skip
+
     def _order(self) -> list[str]:
-        wanted, found = self._answers.scores.double, self._found["scores"]
+        scores = self._answers.scores
+        return self._ordered("itc", scores.double, self._found["scores"], limit_of(scores))
+
+    def _ordered(
+        self, score: Literal["itm", "itc"], wanted: Array, found: Array, limit: float
+    ) -> list[str]:
+        """The texts' order for every picture; ``limit`` is how far a score may be off."""
         measured = self._report.measured
         if not self._exact:
             best = [found.argmax(axis=a) == wanted.argmax(axis=a) for a in (0, 1)]
             share = float(np.concatenate(best).mean())
-            measured["top1_agreement"] = share
+            measured["top1_agreement"] = min(share, measured.get("top1_agreement", 1.0))
             if share >= self._options.agreement:
                 return []
-            return [f"top-1 agreement is {share:.4f}, below {self._options.agreement}"]
-        limit, failures = 2 * limit_of(self._answers.scores), []
+            return [f"{score}: top-1 agreement is {share:.4f}, below {self._options.agreement}"]
+        limit, failures, chosen = 2 * limit, [], RankOptions(score)
         for k in range(len(wanted)):
-            rows = self._head.rank([self._report.encoded[k]], self._answers.texts, "{}")[0].labels
-            order = [label.index for label in rows]
+            image = self._report.encoded[k]
+            (ranking,) = self._head.rank([image], self._answers.texts, "{}", chosen)
+            order = [label.index for label in ranking.labels]
             # Behind a text there may only be one whose float64 score is lower, or as good as equal.
             ordered = wanted[k][order]
             ahead = np.maximum.accumulate(ordered[::-1])[::-1] - ordered
@@ -189,7 +220,9 @@ class _RankGate:
             measured["ties"] += int(((ahead > 0) & (ahead <= limit)).sum())
             for place in np.flatnonzero(~(ahead <= limit))[:1]:
                 text = self._answers.texts[order[place]][:40]
-                failures.append(f"picture {k}: {text!r} stands {ahead[place]:.3g} too high")
+                failures.append(
+                    f"{score}, picture {k}: {text!r} stands {ahead[place]:.3g} too high"
+                )
         return failures
 
     def _close(self, what: str, found: Array, wanted: Compared, row: str) -> list[str]:

@@ -8,7 +8,7 @@ result alone and among others, bit by bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from primelens.export.gate import NOISE_FACTOR
 from primelens.export.proof import Findings, Subject, prover
 from primelens.export.rank_answers import text_spec
-from primelens.results import Failure, Ranking
+from primelens.options import RankOptions
+from primelens.results import EncodedImage, Failure, Ranking
 
 __all__ = ["LABELS", "TEMPLATES", "prove_rankings"]
 
@@ -38,28 +39,61 @@ _LEAST_DISTINCT = 2  # best labels over all pictures; below, the proof is blind
 
 @prover("rank")
 def prove_rankings(subject: Subject) -> Findings:
-    """Rankings of all pictures, by the bare label, by one template and by the ensemble."""
+    """Rankings of all pictures, by the bare label, by one template and by the ensemble; by every
+    score that the head has.
+    """
     found = Findings()
-    model = subject.model
-    encoded = [model.encode(picture) for picture in subject.pictures]
-    bests = set()
-    for template in ("{}", TEMPLATES[0], TEMPLATES):
-        exact, limit = _expected(subject, [template] if isinstance(template, str) else template)
-        for batch in subject.options.batches:
-            rankings = list(
-                model.rank_batch(encoded, LABELS, template=template, head=subject.name,
-                                 batch_size=batch)
-            )  # fmt: skip
-            for k, ranking in enumerate(rankings):
-                _compare(found, ranking, exact[k], limit, f"picture {k}, batch {batch}")
-            bests |= {r.best.label for r in rankings if isinstance(r, Ranking)}
-        alone = model.rank(encoded[0], LABELS, template=template, head=subject.name)
-        if alone.labels != rankings[0].labels:
-            found.failures.append("picture 0 is ranked otherwise by itself")
-    if len(bests) < _LEAST_DISTINCT:
-        found.failures.append("the proof is blind: every picture has the same best label")
+    encoded = [subject.model.encode(picture) for picture in subject.pictures]
+    scores: list[Literal["itc", "itm"]] = ["itc"]
+    if subject.head.matching is not None:
+        scores.append("itm")
+        found.failures += _preselected(subject, encoded)
+    for score in scores:
+        bests: set[str] = set()
+        for template in ("{}", TEMPLATES[0], TEMPLATES):
+            bests |= _rank_all(subject, encoded, template, RankOptions(score), found)
+        if len(bests) < _LEAST_DISTINCT:
+            found.failures.append(f"{score} is blind: every picture has the same best label")
     found.failures += _companions(subject)
     return found
+
+
+def _rank_all(
+    subject: Subject,
+    encoded: Sequence[EncodedImage],
+    template: str | Sequence[str],
+    options: RankOptions,
+    found: Findings,
+) -> set[str]:
+    """The best labels; what differs goes into ``found``."""
+    asked = {"template": template, "head": subject.name, "options": options}
+    templates = [template] if isinstance(template, str) else template
+    exact, limit = _expected(subject, templates, options.score)
+    bests = set()
+    for batch in subject.options.batches:
+        rankings = list(subject.model.rank_batch(encoded, LABELS, batch_size=batch, **asked))
+        for k, ranking in enumerate(rankings):
+            what = f"{options.score}, picture {k}, batch {batch}"
+            _compare(found, ranking, exact[k], limit, what)
+        bests |= {r.best.label for r in rankings if isinstance(r, Ranking)}
+    alone = subject.model.rank(encoded[0], LABELS, **asked)
+    if alone.labels != rankings[0].labels:
+        found.failures.append(f"{options.score}: picture 0 is ranked otherwise by itself")
+    return bests
+
+
+def _preselected(subject: Subject, encoded: Sequence[EncodedImage]) -> list[str]:
+    """A preselection ranks the labels that "itc" holds best, with the bits of a full ranking."""
+    failures = []
+    for k, image in enumerate(encoded):
+        by_itc, by_itm, both = (
+            subject.model.rank(image, LABELS, head=subject.name, options=options).labels
+            for options in (RankOptions("itc"), RankOptions("itm"), RankOptions(preselect=3))
+        )
+        chosen = {label.index for label in by_itc[:3]}
+        if both != tuple(label for label in by_itm if label.index in chosen):
+            failures.append(f"picture {k}: three preselected labels are ranked otherwise")
+    return failures
 
 
 def _compare(
@@ -80,7 +114,7 @@ def _compare(
     found.rankings += 1
 
 
-def _expected(subject: Subject, templates: Sequence[str]) -> tuple[Array, float]:
+def _expected(subject: Subject, templates: Sequence[str], score: str | None) -> tuple[Array, float]:
     """``[K, N]`` scores by the source in float64, and what rounding explains."""
     head, tokenizer = subject.head, subject.source.tokenizer
     reference: Any = head.reference
@@ -93,6 +127,11 @@ def _expected(subject: Subject, templates: Sequence[str]) -> tuple[Array, float]
 
     def scores() -> Array:
         tap = reference.taps(subject.pixels)[head.tap]
+        if score == "itm":
+            logits = reference.match(tap, ids, mask)
+            matched = (logits[..., 1] - logits[..., 0]).reshape(len(tap), len(LABELS), -1)
+            means: Array = matched.mean(axis=2)
+            return means
         image, text, _ = reference.answer(tap, ids, mask)
         means = text.reshape(len(LABELS), len(templates), -1).mean(axis=1)
         means = means / np.linalg.norm(means, axis=1, keepdims=True)

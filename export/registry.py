@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from primelens.errors import OptionError, UnsupportedError
 from primelens.export.decoder_plan import DecoderPlan, Linear
+from primelens.export.matching_graph import MatchingPlan
 from primelens.export.question_graph import QuestionPlan
 from primelens.manifest import Generation, PromptSpec
 
@@ -65,12 +66,15 @@ class TowerSplit:
         architecture: canonical fields (JSON values) that shape the computation.
         taps: tap name → canonical tensor name → tensor, of all that lies upstream of that tap.
         size: (H, W) of its input; None where the preprocessing alone decides it.
+        packed: of a tower that reads packed patches (`primelens.patches`), the width of a patch's
+            row; its module takes ``[B, 1 + N, packed]`` for any N.
     """
 
     module: torch.nn.Module
     architecture: Mapping[str, Any]
     taps: Mapping[str, Mapping[str, torch.Tensor]]
     size: tuple[int, int] | None
+    packed: int | None = None
 
 
 class TowerFamily(Protocol):
@@ -193,6 +197,8 @@ class RankReference(Protocol):
     def answer(self, tap: Array, ids: Array, mask: Array) -> tuple[Array, Array, Array]:
         """By the model's own ``forward``, from what `taps` returned: image embeddings ``[B, W]``
         and text embeddings ``[N, W]`` of length 1, and scores ``[B, N]``.
+
+        Where the head has a matching, ``match(tap, ids, mask)`` gives its logits ``[B, N, 2]``.
         """
 
     def widen(self) -> Any:
@@ -217,6 +223,7 @@ class RankSplit:
         tensors: name → source tensor of everything right of the seam.
         reference: the source model, to be compared with.
         templates: prompts that labels are put in.
+        matching: what reads a text with the picture, where the model has that too.
     """
 
     tap: str
@@ -231,6 +238,7 @@ class RankSplit:
     tensors: Mapping[str, torch.Tensor]
     reference: RankReference
     templates: tuple[str, ...] = ()
+    matching: MatchingPlan | None = None
 
     @property
     def kind(self) -> str:

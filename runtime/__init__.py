@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from primelens.model import Model, load
-    from primelens.options import CacheOptions, CaptionOptions, LoadOptions
+    from primelens.options import CacheOptions, CaptionOptions, LoadOptions, RankOptions
     from primelens.results import (
         Caption,
         EncodedImage,
@@ -74,6 +74,7 @@ __all__ = [
     "Piece",
     "PrimelensError",
     "PromptError",
+    "RankOptions",
     "RankedLabel",
     "Ranking",
     "StoreError",
@@ -91,6 +92,7 @@ _HOMES = {
     "CaptionOptions": "options",
     "DecodingOptions": "decoding.options",
     "LoadOptions": "options",
+    "RankOptions": "options",
     "Caption": "results",
     "EncodedImage": "results",
     "Failure": "results",

@@ -15,6 +15,7 @@ __all__ = [
     "DecoderSpec",
     "Generation",
     "HeadSpec",
+    "MatchingSpec",
     "PromptSpec",
     "QuestionSpec",
     "RankHeadSpec",
@@ -262,10 +263,27 @@ class TextTowerSpec:
 
 
 @dataclass(frozen=True)
+class MatchingSpec:
+    """A text encoder that reads a text with the picture and says whether they belong together.
+
+    It reads the ids that the text tower reads, padded on the right and masked.
+
+    Attributes:
+        connector: ONNX file: the tap → ``picture_key.i``/``picture_value.i``, once per picture.
+        graph: ONNX file: ``input_ids`` i64 ``[Q, T]``, ``text_lengths`` i32 ``[Q]`` and those →
+            ``match_logits`` f32 ``[Q, 2]``: that they do not, and that they do.
+    """
+
+    connector: str
+    graph: str
+
+
+@dataclass(frozen=True)
 class RankHeadSpec:
     """A tuned text side that scores texts against pictures.
 
-    The score of a picture and a text is ``scale · ⟨image_embeds, text_embeds⟩ + bias``.
+    The score of a picture and a text is ``scale · ⟨image_embeds, text_embeds⟩ + bias``; where there
+    is a `matching`, also the difference of its two logits.
 
     Attributes:
         kind: always ``rank``.
@@ -280,6 +298,7 @@ class RankHeadSpec:
         tokenizer: a ``tokenizer.json``.
         precision: ``fp32`` or ``int8``.
         digest: `weights_digest` of the head's source tensors.
+        matching: what scores a text that it reads with the picture, where the head has that.
     """
 
     kind: Literal["rank"]
@@ -295,6 +314,7 @@ class RankHeadSpec:
     precision: str
     digest: str
     templates: tuple[str, ...] = ()
+    matching: MatchingSpec | None = None
 
     def __post_init__(self) -> None:
         check_digest("digest", self.digest)
@@ -302,8 +322,14 @@ class RankHeadSpec:
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"template {template!r} must have one place {{}} for the label")
+        if self.matching is not None and (self.text.pad_left or not self.text.masked):
+            raise ValueError("matching reads texts that are padded on the right and masked")
 
     @property
     def files(self) -> dict[str, str]:
         """Place in the head's description → the bundle's file that it names."""
-        return {"image": self.image, "text.graph": self.text.graph, "tokenizer": self.tokenizer}
+        files = {"image": self.image, "text.graph": self.text.graph, "tokenizer": self.tokenizer}
+        if self.matching is None:
+            return files
+        own = {"connector": self.matching.connector, "graph": self.matching.graph}
+        return {**files, **{f"matching.{place}": file for place, file in own.items()}}

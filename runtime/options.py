@@ -10,7 +10,7 @@ from typing import Literal
 from primelens.decoding.options import DecodingOptions
 from primelens.errors import OptionError
 
-__all__ = ["CacheOptions", "CaptionOptions", "LoadOptions"]
+__all__ = ["CacheOptions", "CaptionOptions", "LoadOptions", "RankOptions"]
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
@@ -79,6 +79,32 @@ class CaptionOptions:
         if limit is not None and (self.min_new_tokens or 0) > limit:
             raise OptionError(
                 f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({limit})."
+            )
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What labels are ranked by.
+
+    Attributes:
+        score: "itc" (image-text contrast) compares the embeddings of picture and label; "itm"
+            (image-text matching) reads every label with the picture, one pass of the text encoder
+            for each pair. None takes "itm" where the head has it.
+        preselect: of so many labels with the highest "itc" an "itm" is computed, and only they are
+            ranked; None ranks all of them.
+    """
+
+    score: Literal["itm", "itc"] | None = None
+    preselect: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("preselect", self.preselect, 1)
+        if self.score not in ("itm", "itc", None):
+            raise OptionError(f"score is {self.score!r}; it must be 'itm', 'itc' or None.")
+        if self.score == "itc" and self.preselect is not None:
+            raise OptionError(
+                "preselect chooses what is ranked by 'itm', and score is 'itc'.",
+                remedy="Leave one of them out.",
             )
 
 

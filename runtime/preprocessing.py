@@ -6,6 +6,8 @@ bit like the PIL image processors of transformers 5 (``ViTImageProcessorPil`` an
 
     decode -> upright -> RGB -> steps (on 8-bit pixels) -> rescale -> normalise -> [3, H, W]
 
+or, where pictures keep their shape, packed patches (`primelens.patches`).
+
 ``decoder: "pillow"`` stands for what `primelens.images` documents and for Pillow's own defaults:
 libjpeg with its default DCT and chroma upsampling, resizing without ``reducing_gap`` or ``box``.
 
@@ -27,6 +29,7 @@ from PIL import Image
 
 from primelens.errors import BundleError, ImageError, InputError
 from primelens.images import ImageSource, read_image
+from primelens.patches import FitPatches, packed, patches_of
 from primelens.schema import canonical_json, decode, encode
 
 __all__ = [
@@ -186,10 +189,13 @@ class CenterCrop:
         return (size - crop) // 2
 
 
-Step: TypeAlias = Resize | ResizeShortest | Thumbnail | AlignLongAxis | Pad | CenterCrop
+Step: TypeAlias = (
+    Resize | ResizeShortest | Thumbnail | AlignLongAxis | Pad | CenterCrop | FitPatches
+)
 
 _STEPS: dict[str, type[Step]] = {
-    step.op: step for step in (Resize, ResizeShortest, Thumbnail, AlignLongAxis, Pad, CenterCrop)
+    step.op: step
+    for step in (Resize, ResizeShortest, Thumbnail, AlignLongAxis, Pad, CenterCrop, FitPatches)
 }
 
 
@@ -221,7 +227,7 @@ class _Values:
     rescale: float | None
     normalize: Normalize | None
     decoder: Literal["pillow"]
-    layout: Literal["NCHW"]
+    layout: Literal["NCHW", "patches"]
     dtype: Literal["float32"]
 
 
@@ -235,7 +241,9 @@ class Preprocessing:
         normalize: mean and standard deviation, or None.
         exif: whether the picture is turned upright first ("apply") or not ("ignore").
         alpha: "drop" shows the colours under transparency, "white" lays the picture over white.
-        decoder, layout, dtype: the only values there are; written out because the data is complete.
+        decoder, dtype: the only values there are; written out because the data is complete.
+        layout: "NCHW" for ``[3, H, W]``, "patches" for packed patches; the latter goes with a
+            `FitPatches` as the last step.
 
     Raises:
         ValueError: from the constructor, where a value makes no sense.
@@ -247,10 +255,14 @@ class Preprocessing:
     exif: Literal["apply", "ignore"] = "apply"
     alpha: Literal["drop", "white"] = "drop"
     decoder: Literal["pillow"] = "pillow"
-    layout: Literal["NCHW"] = "NCHW"
+    layout: Literal["NCHW", "patches"] = "NCHW"
     dtype: Literal["float32"] = "float32"
 
     def __post_init__(self) -> None:
+        if (self.layout == "patches") != (self._fit is not None):
+            raise ValueError("layout 'patches' goes with fit_patches as the last step")
+        if any(isinstance(step, FitPatches) for step in self.steps[:-1]):
+            raise ValueError("fit_patches must be the last step")
         if self.rescale is not None:
             object.__setattr__(self, "rescale", float(self.rescale))
             if not (math.isfinite(self.rescale) and self.rescale > 0):
@@ -288,6 +300,7 @@ class Preprocessing:
                     normalize=values.normalize,
                     exif=values.exif,
                     alpha=values.alpha,
+                    layout=values.layout,
                 )
             except ValueError as error:
                 problems.append(f"{where}: {error}")
@@ -322,16 +335,27 @@ class Preprocessing:
                 size = None
         return size
 
+    @property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """Of every output, ``(3, H, W)`` or that of packed patches; None where it depends on the
+        picture.
+        """
+        if self._fit is not None:
+            return self._fit.shape
+        return None if self.output_size is None else (3, *self.output_size)
+
+    @property
+    def _fit(self) -> FitPatches | None:
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, FitPatches) else None
+
     def __call__(self, image: ImageSource) -> NDArray[np.float32]:
-        """One picture, ``[3, H, W]`` float32, C-contiguous.
+        """One picture, ``[3, H, W]`` float32, or packed patches, C-contiguous.
 
         Raises:
             ImageError: the picture cannot be read, or its shape is too extreme for the steps.
         """
-        pixels = self._geometry(image)
-        out = np.empty((3, pixels.height, pixels.width), dtype=np.float32)
-        self._fill(out, pixels)
-        return out
+        return self._laid_out(self._geometry(image))
 
     def seen(self, image: ImageSource) -> NDArray[np.uint8]:
         """What the tower is shown, before rescaling and normalisation: ``[H, W, 3]`` uint8.
@@ -342,19 +366,28 @@ class Preprocessing:
         return np.asarray(self._geometry(image))
 
     def normalized(self, seen: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """``[3, H, W]`` float32 of what `seen` returned."""
-        out = np.empty((3, *seen.shape[:2]), dtype=np.float32)
-        self._fill(out, Image.fromarray(seen))
-        return out
+        """``[3, H, W]`` float32, or packed patches, of what `seen` returned."""
+        return self._laid_out(Image.fromarray(seen))
+
+    def _laid_out(self, picture: Image.Image) -> NDArray[np.float32]:
+        out = np.empty((3, picture.height, picture.width), dtype=np.float32)
+        self._fill(out, picture)
+        fit = self._fit
+        if fit is None:
+            return out
+        grid = picture.height // fit.patch, picture.width // fit.patch
+        return packed(patches_of(out, fit.patch), *grid, fit.most)
 
     def batch(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
-        """Several pictures, ``[B, 3, H, W]`` float32.
+        """Several pictures, ``[B, 3, H, W]`` float32, or packed patches of each.
 
         Raises:
             ImageError: as for one picture.
             InputError: the outputs differ in size, or there is no picture.
         """
         pictures = [self._geometry(image) for image in images]
+        if self._fit is not None and pictures:
+            return np.stack([self._laid_out(picture) for picture in pictures])
         sizes = {picture.size for picture in pictures}
         if len(sizes) != 1:
             listed = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)) or "none at all"

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from primelens.errors import UnsupportedError
+from primelens.patches import FitPatches
 from primelens.preprocessing import (
     AlignLongAxis,
     CenterCrop,
@@ -111,6 +112,7 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         "default_to_square": False,
         "do_convert_rgb": True,
     },
+    "Siglip2": {**_HALF, "resample": _BILINEAR, "patch_size": 16, "max_num_patches": 256},
     "VideoMAE": {  # of a video's frames, one by one
         **_HALF,
         **_CROP_224,
@@ -127,6 +129,7 @@ _ONLY = {
     "Beit": frozenset({"do_reduce_labels", "reduce_labels"}),  # of segmentation maps
     "ConvNext": frozenset({"crop_pct"}),
     "Donut": frozenset({"do_thumbnail", "do_align_long_axis"}),
+    "Siglip2": frozenset({"patch_size", "max_num_patches"}),
 }
 # These say something about the file, the device or the tensors' container, and change no pixel.
 _INERT = frozenset(
@@ -201,6 +204,8 @@ def from_processor_config(
     settings = _Settings(config, {**_EVERY, **PROCESSORS[family]}, problems)
     if family == "Donut":
         steps = _donut_steps(settings)
+    elif family == "Siglip2":
+        steps = _naflex_steps(settings)
     elif family == "ConvNext":
         steps = [*_convnext_steps(settings), *settings.crop()]
     else:
@@ -213,8 +218,11 @@ def from_processor_config(
         default_alpha: Literal["drop", "white"] = (
             "white" if settings.flag("do_convert_rgb") else "drop"
         )
+        layout: Literal["NCHW", "patches"] = "patches" if family == "Siglip2" else "NCHW"
         try:
-            return Preprocessing(tuple(steps), rescale, normalize, exif, alpha or default_alpha)
+            return Preprocessing(
+                tuple(steps), rescale, normalize, exif, alpha or default_alpha, layout=layout
+            )
         except ValueError as error:
             problems.append(str(error))
     raise UnsupportedError(
@@ -392,3 +400,19 @@ def _donut_steps(settings: _Settings) -> list[Step]:
     if settings.flag("do_pad"):
         steps += settings.built(Pad, height, width)
     return [*steps, *settings.crop()]
+
+
+def _naflex_steps(settings: _Settings) -> list[Step]:
+    """Scaled to a budget of patches; ``size`` has no say, whatever it is."""
+    if not settings.flag("do_resize"):
+        settings.problems.append("do_resize: false would leave parts of patches over")
+    if settings.flag("do_center_crop"):
+        settings.problems.append("do_center_crop: True is not supported")
+    numbers = []
+    for key in ("patch_size", "max_num_patches"):
+        value = settings.value(key)
+        if type(value) is not int:
+            settings.problems.append(f"{key}: {value!r} is not a whole number")
+            return []
+        numbers.append(value)
+    return settings.built(FitPatches, *numbers, settings.resample())

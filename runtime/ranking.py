@@ -14,13 +14,17 @@ from primelens.encoder import ImageEncoder
 from primelens.engine import Engine
 from primelens.errors import InputError
 from primelens.manifest import Manifest
+from primelens.options import RankOptions
 from primelens.rank import RankHead
 from primelens.results import EncodedImage, Failure, Ranking
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
+    from primelens.store.derived import DerivedTensors
 
 __all__ = ["RankCalls", "heads_in_words"]
+
+_DEFAULT = RankOptions()  # frozen, hence safe to share
 
 
 class RankCalls:
@@ -29,6 +33,7 @@ class RankCalls:
     _bundle: Bundle
     _engine: Engine
     _encoder: ImageEncoder
+    _derived: DerivedTensors | None
 
     def __init__(self) -> None:
         self._opening = threading.Lock()
@@ -44,7 +49,9 @@ class RankCalls:
             if name in (None, found):
                 with self._opening:
                     if found not in self._rankers:
-                        self._rankers[found] = RankHead(self._bundle, found, self._engine)
+                        self._rankers[found] = RankHead(
+                            self._bundle, found, self._engine, self._derived
+                        )
                     return self._rankers[found]
         wanted = "rank head" if name is None else f"head {name!r} that ranks"
         raise InputError(
@@ -96,6 +103,7 @@ class RankCalls:
         *,
         template: str | Sequence[str] | None = ...,
         head: str | None = ...,
+        options: RankOptions = ...,
     ) -> Ranking: ...
     @overload
     def rank(
@@ -105,6 +113,7 @@ class RankCalls:
         *,
         template: str | Sequence[str] | None = ...,
         head: str | None = ...,
+        options: RankOptions = ...,
     ) -> list[Ranking]: ...
     def rank(
         self,
@@ -113,6 +122,7 @@ class RankCalls:
         *,
         template: str | Sequence[str] | None = None,
         head: str | None = None,
+        options: RankOptions = _DEFAULT,
     ) -> Ranking | list[Ranking]:
         """Which of the labels fit one picture, or each of a list of pictures.
 
@@ -124,17 +134,18 @@ class RankCalls:
             template: prompts with ``{}`` for the label; of several, the mean of their embeddings
                 stands for the label. None takes the head's own.
             head: a rank head's name; None takes the first.
+            options: which score decides, where a head has two.
 
         Raises:
             InputError: the bundle has no such head, or there is no label.
             ImageError: a picture cannot be read (`rank_batch` reports it as a row instead).
-            OptionError, PromptError: a template or a label is not usable.
+            OptionError, PromptError: an option, a template or a label is not usable.
         """
         ranker = self.rank_head(head)
         if isinstance(images, (list, tuple)):
-            return ranker.rank(self._encoded(images), labels, template)
+            return ranker.rank(self._encoded(images), labels, template, options)
         single: Any = images
-        return ranker.rank(self._encoded([single]), labels, template)[0]
+        return ranker.rank(self._encoded([single]), labels, template, options)[0]
 
     def rank_batch(
         self,
@@ -144,11 +155,12 @@ class RankCalls:
         template: str | Sequence[str] | None = None,
         head: str | None = None,
         batch_size: int = 8,
+        options: RankOptions = _DEFAULT,
     ) -> Iterator[Ranking | Failure]:
         """Rank for any number of pictures lazily and in order; a bad picture is a `Failure` row."""
         ranker = self.rank_head(head)
         for prepared, encoded in self._encoder.batches(images, batch_size):
-            rankings = iter(ranker.rank(encoded, labels, template))
+            rankings = iter(ranker.rank(encoded, labels, template, options))
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(rankings)
 

@@ -132,7 +132,8 @@ class RankedLabel:
 
     Attributes:
         label: as it was given.
-        score: of the model: scale · cosine + bias.
+        score: of the model: scale · cosine + bias; or, by "itm", how much larger the logit of a
+            match is than the other one.
         probability: of the label among all labels (softmax), or by itself (sigmoid).
         index: its place among the labels that were given.
     """
@@ -148,12 +149,14 @@ class Ranking:
     """What a picture shows, by the labels that were given.
 
     Attributes:
-        labels: by falling score; equal scores in the order they were given.
+        labels: by falling score; equal scores in the order they were given. Those that were not
+            preselected (`RankOptions`) are left out.
         scoring: whether the probabilities sum to 1 ("softmax") or each stands alone ("sigmoid").
         timings: where the time went; ``connector`` is the image's projection and the scores,
-            ``prefill`` the text tower over all labels of the call.
+            ``prefill`` the text tower over all labels of the call, ``step`` the matching.
         image: what the picture was called.
         cache: whether its embedding was kept, as in `EncodedImage`.
+        score: what the scores are, as in `RankOptions`.
     """
 
     labels: tuple[RankedLabel, ...]
@@ -161,6 +164,7 @@ class Ranking:
     timings: Timings
     image: str
     cache: Literal["off", "hit", "miss"] = "off"
+    score: Literal["itm", "itc"] = "itc"
 
     @property
     def best(self) -> RankedLabel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +91,21 @@ class TextTower:
         """Text → its embedding ``[width]``, by runs over texts of one padded length; nothing is
         remembered.
         """
+        found: dict[str, Floats] = {}
+        for length, part in self.parts(texts):
+            embeds = self.run([ids for _, ids in part], length)
+            found |= {text: row.copy() for (text, _), row in zip(part, embeds, strict=True)}
+        return found
+
+    def parts(self, texts: Iterable[str]) -> Iterator[tuple[int, list[tuple[str, list[int]]]]]:
+        """What may run together: a padded length, and texts of that length with their ids."""
         by_length: dict[int, list[tuple[str, list[int]]]] = {}
         for text in texts:
             ids = self.ids(text)
             by_length.setdefault(self._padded(len(ids)), []).append((text, ids))
-        found: dict[str, Floats] = {}
         for length, rows in by_length.items():
             for first in range(0, len(rows), _TEXTS_AT_ONCE):
-                part = rows[first : first + _TEXTS_AT_ONCE]
-                embeds = self.run([ids for _, ids in part], length)
-                found |= {text: row.copy() for (text, _), row in zip(part, embeds, strict=True)}
-        return found
+                yield length, rows[first : first + _TEXTS_AT_ONCE]
 
     def _padded(self, count: int) -> int:
         spec = self.spec

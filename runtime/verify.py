@@ -217,6 +217,11 @@ def _scores(
         "text": (embeds, golden[f"text_embeds.{head}"]),
         "scores": (scores, golden[f"scores.{head}.{number}"]),
     }
+    if f"match.{head}.{number}" in golden:
+        compared["match"] = (
+            ranker.match_logits(image, texts),
+            golden[f"match.{head}.{number}"],
+        )
     return [
         _close(f"picture {number}, {head} {what}", found, wanted, limits[f"{what}_tolerance"])
         for what, (found, wanted) in compared.items()

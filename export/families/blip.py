@@ -1,8 +1,9 @@
-"""transformers' BLIP: ``BlipForConditionalGeneration`` and ``BlipForQuestionAnswering``.
+"""transformers' BLIP: ``BlipForConditionalGeneration``, ``BlipForQuestionAnswering`` and
+``BlipForImageTextRetrieval``.
 
-Both have BLIP's image tower, tapped after its final normalisation, and a BERT-like decoder. The
-captioner's decoder attends to the picture. The answerer's attends to a question, which an encoder
-of the decoder's own shape has read with the picture before.
+All have BLIP's image tower, tapped after its final normalisation; the first two have a BERT-like
+decoder. The captioner's attends to the picture. The answerer's attends to a question, which an
+encoder of the decoder's own shape has read with the picture before.
 
 How their ``generate`` behaves (transformers 5.23, `modeling_blip.py`): sequences start with
 ``text_config.bos_token_id`` and end at ``sep_token_id``, whatever generation_config.json says; all
@@ -10,6 +11,10 @@ other settings are those that the *decoder* derives from ``text_config``. A prom
 tokenizer's special tokens around it: ``generate`` puts the start token in the place of the first
 and drops the last. An answer attends to every token of its question, padding included; so it is
 mirrored as ``generate`` gives it for a question by itself.
+
+Retrieval has two scores. "itc" is the cosine of two projected class tokens, the picture's and that
+of the text read alone; the checkpoint has no temperature. "itm" is two logits from the class token
+of the text read with the picture. Both read the same ids.
 """
 
 from __future__ import annotations
@@ -17,23 +22,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from primelens.errors import UnsupportedError
-from primelens.export.blip_reference import BlipAnswers, BlipCaptions
+from primelens.export.blip_reference import BlipAnswers, BlipCaptions, BlipScores
 from primelens.export.decoder_plan import DecoderPlan, Embedding, LmHead, Stack
+from primelens.export.dual_encoder import ImageSide, TextSide
 from primelens.export.families.bert import bert_layer
 from primelens.export.generation import resolve_generation
 from primelens.export.layers import activation, activation_gap, linear, norm, same
+from primelens.export.matching_graph import MatchingPlan
 from primelens.export.question_graph import QuestionPlan
 from primelens.export.registry import (
     HeadSplit,
     ModelSplit,
+    RankSplit,
     TowerSplit,
     as_array,
     register_model,
@@ -92,7 +101,7 @@ class BlipTower:
 
 @register_model
 class Blip:
-    """One head on the tap ``last_hidden_state``: ``caption`` or ``answer``."""
+    """One head on the tap ``last_hidden_state``: ``caption``, ``answer`` or ``rank``."""
 
     name = "blip"
     model_types = ("blip",)
@@ -158,9 +167,48 @@ def _answerer(model: Any) -> dict[str, HeadSplit]:
     return {"answer": head}
 
 
-_SPLITS = {
+class _FirstState(torch.nn.Module):
+    """The class token's state."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states[:, 0]
+
+
+class _TextAlone(torch.nn.Module):
+    """The text encoder without a picture, as `TextSide` calls a model."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=states[:, 0])
+
+
+def _ranker(model: Any) -> dict[str, RankSplit]:
+    config = model.config.text_config
+    head = RankSplit(
+        tap=_TAP,
+        image=ImageSide(model.vision_proj, _FirstState()),
+        text=TextSide(_TextAlone(model.text_encoder), model.text_proj),
+        width=model.text_proj.out_features,
+        scoring="softmax",
+        scale=1.0,
+        bias=0.0,
+        max_positions=config.max_position_embeddings,
+        pad_to_max=False,
+        tensors=_tensors(model),
+        reference=BlipScores(model),
+        matching=MatchingPlan(text_stack(model.text_encoder, config), linear(model.itm_head)),
+    )
+    return {"rank": head}
+
+
+_SPLITS: dict[str, Callable[[Any], Mapping[str, HeadSplit | RankSplit]]] = {
     "BlipForConditionalGeneration": _captioner,
     "BlipForQuestionAnswering": _answerer,
+    "BlipForImageTextRetrieval": _ranker,
 }
 
 

@@ -1,4 +1,4 @@
-"""Reference works of BLIP: captions and answers, published and small."""
+"""Reference works of BLIP: captions, answers and scores, published and small."""
 
 from __future__ import annotations
 
@@ -74,6 +74,13 @@ def blip(name: str, text: dict[str, Any], vision: dict[str, Any], seed: int) -> 
         config = BlipConfig(text_config=text, vision_config=vision)
         model = getattr(transformers, name)(config).eval()
     randomise(model, seed, text="text_decoder.")
+    if hasattr(model, "itm_head"):
+        with torch.no_grad():
+            for name, table in model.text_encoder.named_parameters():
+                if "_embedding" in name and table.ndim == 2:
+                    table.mul_(0.6 / table.std())  # else positions drown what a text says
+                elif "crossattention.output.dense.weight" in name:
+                    table.mul_(3.0)  # else the best text is the best for every picture
     return model
 
 
@@ -98,7 +105,12 @@ def _register(work: str, name: str, *, tiny: bool = False, **more: Any) -> None:
 
 
 _CAPTIONS, _ANSWERS = "BlipForConditionalGeneration", "BlipForQuestionAnswering"
+_SCORES = "BlipForImageTextRetrieval"
+# Retrieval cuts texts at 35 tokens, as BLIP's own code does; the tokenizer would take 512.
+_READ: dict[str, Any] = {"prompt": None, "tokenizer": {"model_max_length": 35}}
 _register("blip-captioning-base", _CAPTIONS, like="Salesforce/blip-image-captioning-base")
 _register("blip-vqa-base", _ANSWERS, like="Salesforce/blip-vqa-base", prompt=None)
 _register("tiny-blip-captioning", _CAPTIONS, tiny=True)
 _register("tiny-blip-vqa", _ANSWERS, tiny=True, prompt=None)
+_register("blip-itm-base", _SCORES, like="Salesforce/blip-itm-base-coco", **_READ)
+_register("tiny-blip-itm", _SCORES, tiny=True, **_READ)

@@ -14,6 +14,7 @@ from click.testing import Result
 from safetensors import safe_open
 
 from primelens.errors import ImageError
+from primelens.options import RankOptions
 from primelens.results import Failure, RankedLabel, Ranking, Timings
 
 Run = Callable[..., Result]
@@ -59,14 +60,17 @@ def test_labels_templates_and_rows(run: Run, asked: list[Any], pictures: Path) -
     (pictures / "labels.txt").write_text("sea\n\n a boat \n")
     labels = ["--labels", "cat, dog", "--labels-file", "labels.txt"]
     templates = ["--template", "a {}", "--template", "{}"]
-    result = run("rank", "cat.png", "bad.jpeg", *labels, *templates, "--top", "3", "--json")
+    more = ["--top", "3", "--json", "--preselect", "4"]
+    result = run("rank", "cat.png", "bad.jpeg", *labels, *templates, *more)
     assert result.exit_code == 1
     ((found, options),) = asked
     assert found == ["cat", "dog", "sea", "a boat"]
     assert options["template"] == ("a {}", "{}")
+    assert options["options"] == RankOptions(preselect=4)
     good, bad = (json.loads(line) for line in result.stdout.splitlines())
     assert [entry["label"] for entry in good["labels"]] == ["cat", "dog", "sea"]
     assert (good["scoring"], good["timings_ms"]["tower"]) == ("softmax", 2.0)
+    assert good["score"] == "itc"
     assert bad["error"]["kind"] == "ImageError"
 
 
@@ -79,6 +83,10 @@ def test_lines_for_people(run: Run, asked: list[Any], pictures: Path) -> None:
     ]
     assert run("rank", "cat.png").exit_code == 2
     assert run("rank", "cat.png", "--labels", " , ").exit_code == 2
+    both = ("--labels", "a,b", "--score", "itc", "--preselect", "2")
+    result = run("rank", "cat.png", *both)
+    assert result.exit_code != 0
+    assert "preselect" in result.stderr
 
 
 def test_vectors_are_written_with_their_names(run: Run, asked: list[Any], pictures: Path) -> None:

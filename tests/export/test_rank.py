@@ -4,65 +4,53 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from transformers import Siglip2Config
 
 import primelens
 from primelens.bundle import open_bundle
 from primelens.errors import GateError, UnsupportedError
-from primelens.export import ExportOptions, GateOptions, export_checkpoint, verify_against
+from primelens.export import export_checkpoint, verify_against
 from primelens.export.bundle_writer import write_draft
-from primelens.export.checkpoint import open_checkpoint
-from primelens.export.draft import Draft, draft_bundle
 from primelens.export.lock import compare_towers, identify
 from primelens.export.pictures import random_picture, random_pictures
-from primelens.export.pipeline import answers_of, prove
+from primelens.export.pipeline import prove
 from primelens.export.quantise import INT8
-from primelens.export.reference_works import build
-from primelens.export.registry import ModelSplit, model_family
 from primelens.verify import verify
 
-OPTIONS = ExportOptions(gate=GateOptions(threads=1, random_images=2, steps=2))
+from .rank_mutations import (
+    OPTIONS,
+    Drafted,
+    Mutation,
+    copied,
+    drafts,
+    gated,
+    in_head,
+    in_nodes,
+    in_text,
+    in_weight,
+    mask_of_ones,
+    rolled,
+    scaled,
+    swapped_sides,
+    without_frame,
+    zero,
+)
+
 LABELS = ["cat", "two dogs on a beach", "a red square", "sea"]
 _replace: Any = dataclasses.replace
-
-
-@dataclasses.dataclass(frozen=True)
-class Drafted:
-    folder: Path
-    split: ModelSplit
-    draft: Draft
-    answers: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted]:
     """Name of a work → everything up to the gate, made once."""
-
-    @cache
-    def of(name: str) -> Drafted:
-        folder = build(name, tmp_path_factory.mktemp("works") / name, seed=0)
-        checkpoint = open_checkpoint(folder)
-        split = checkpoint.family.split(checkpoint.model)
-        draft = draft_bundle(checkpoint, split, OPTIONS)
-        return Drafted(folder, split, draft, answers_of(checkpoint, split, OPTIONS.gate))
-
-    return of
-
-
-def gated(work: Drafted, draft: Draft, folder: Path) -> Any:
-    folder.mkdir(exist_ok=True)
-    write_draft(draft, folder, OPTIONS)
-    return prove(folder, work.split, work.answers, OPTIONS.gate)["rank"]
+    return drafts(tmp_path_factory.mktemp("works"))
 
 
 @pytest.mark.parametrize(
@@ -103,104 +91,6 @@ def test_the_answers_can_tell(drafted: Callable[[str], Drafted]) -> None:
 
 
 # Mutations ----------------------------------------------------------------------------------------
-
-Mutation = Callable[[Draft], None]
-
-
-def in_weight(graph: str, pattern: str, change: Callable[[Any], Any]) -> Mutation:
-    """Change the one initializer whose name ends so."""
-
-    def mutate(draft: Draft) -> None:
-        model = draft.graphs[graph] = ir.from_proto(ir.to_proto(draft.graphs[graph]))
-        values = [v for n, v in model.graph.initializers.items() if re.search(pattern + "$", n)]
-        assert len(values) == 1, [v.name for v in values]
-        (value,) = values
-        assert value.const_value is not None
-        array = np.ascontiguousarray(change(value.const_value.numpy().copy()))
-        value.const_value = ir.Tensor(array, name=value.name)
-
-    return mutate
-
-
-def in_nodes(graph: str, op_type: str, **attributes: Any) -> Mutation:
-    def mutate(draft: Draft) -> None:
-        model = draft.graphs[graph] = ir.from_proto(ir.to_proto(draft.graphs[graph]))
-        nodes = [node for node in model.graph if node.op_type == op_type]
-        assert nodes
-        for node in nodes:
-            for name, value in attributes.items():
-                node.attributes[name] = ir.convenience.convert_attribute(name, value)
-
-    return mutate
-
-
-def mask_of_ones(draft: Draft) -> None:
-    """Padding is seen by the attention."""
-    model = draft.graphs["rank.text"] = ir.from_proto(ir.to_proto(draft.graphs["rank.text"]))
-    (ids, mask) = model.graph.inputs
-    readers = [(node, i) for node, i in mask.uses() if node.op_type != "Shape"]
-    assert readers
-    equal = ir.node("Equal", [ids, ids])
-    ones = ir.node("Cast", [equal.outputs[0]], {"to": ir.DataType.INT64.value})
-    equal.outputs[0].name, ones.outputs[0].name = "mutated_equal", "mutated_ones"
-    model.graph.insert_before(model.graph[0], [equal, ones])
-    for node, index in readers:
-        node.replace_input_with(index, ones.outputs[0])
-
-
-def pooled_at_the_last_place(draft: Draft) -> None:
-    """The position of the greatest value, counted from the other end where there are several."""
-    in_nodes("rank.text", "ArgMax", select_last_index=1)(draft)
-
-
-def in_head(**changes: Any) -> Mutation:
-    def mutate(draft: Draft) -> None:
-        draft.heads["rank"] = _replace(draft.heads["rank"], **changes)
-
-    return mutate
-
-
-def in_text(**changes: Any) -> Mutation:
-    def mutate(draft: Draft) -> None:
-        head: Any = draft.heads["rank"]
-        draft.heads["rank"] = _replace(head, text=_replace(head.text, **changes))
-
-    return mutate
-
-
-def scaled(factor: float) -> Mutation:
-    def mutate(draft: Draft) -> None:
-        head: Any = draft.heads["rank"]
-        draft.heads["rank"] = _replace(head, scale=head.scale * factor)
-
-    return mutate
-
-
-def without_frame(draft: Draft) -> None:
-    """The tokenizer puts nothing around a text."""
-    data = json.loads(draft.texts["tokenizer.json"])
-    data["post_processor"] = None
-    draft.texts["tokenizer.json"] = json.dumps(data)
-
-
-def swapped_sides(draft: Draft) -> None:
-    """The layers' normalisations change places."""
-    model = draft.graphs["rank.text"] = ir.from_proto(ir.to_proto(draft.graphs["rank.text"]))
-    named = model.graph.initializers
-    one, other = (
-        next(v for n, v in named.items() if f".{k}." in n and "norm" in n.lower() and "bias" in n)
-        for k in (0, 1)
-    )
-    one.const_value, other.const_value = other.const_value, one.const_value
-
-
-def zero(array: Any) -> Any:
-    return array * 0
-
-
-def rolled(array: Any) -> Any:
-    return np.roll(array, 1, axis=0)
-
 
 COMMON: dict[str, Mutation] = {
     "scale": scaled(1.001),
@@ -257,8 +147,7 @@ def test_the_gate_catches(
     drafted: Callable[[str], Drafted], tmp_path: Path, name: str, mutation: Mutation
 ) -> None:
     work = drafted(name)
-    draft = _replace(work.draft, graphs=dict(work.draft.graphs), heads=dict(work.draft.heads),
-                     texts=dict(work.draft.texts))  # fmt: skip
+    draft = copied(work.draft)
     mutation(draft)
     with pytest.raises((GateError, primelens.PrimelensError)) as caught:
         gated(work, draft, tmp_path / "bundle")
@@ -340,11 +229,6 @@ def test_eight_bits_keep_the_order(drafted: Callable[[str], Drafted], tmp_path: 
     write_draft(draft, tmp_path / "out", OPTIONS)
     with pytest.raises(GateError, match="top-1 agreement"):
         prove(tmp_path / "out", work.split, work.answers, gate)
-
-
-def test_pictures_of_varying_size_are_refused_with_a_reason() -> None:
-    (gap,) = model_family("siglip2").gaps(Siglip2Config())
-    assert "NaFlex" in gap
 
 
 def test_a_tokenizer_that_moves_positions_is_refused(

@@ -26,6 +26,7 @@ MODULES = {
     "MobileNetV1": "mobilenet_v1",
     "Pvt": "pvt",
     "Siglip": "siglip",
+    "Siglip2": "siglip2",
     "VideoMAE": "videomae",
     "ViT": "vit",
 }
@@ -151,12 +152,17 @@ MANY: list[tuple[str, dict[str, Any]]] = [
     ("Beit", {"size": 48}),
     ("ConvNext", {"size": {"shortest_edge": 56}}),
     ("ConvNext", {"size": {"shortest_edge": 384}, "resample": 2}),
+    ("CLIP", {"size": 48, "crop_size": 48}),  # GIT's, too
     ("DeiT", {"size": 64, "crop_size": 56}),
     ("Donut", {"size": {"height": 64, "width": 48}}),
     ("Donut", {"size": {"height": 48, "width": 64}, "do_align_long_axis": True}),
+    ("Siglip", {"size": 48}),
+    ("VideoMAE", {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}),
+    ("ViT", {"size": 48}),  # Swin's and TrOCR's, too
 ]
 PUBLISHED = [
-    *((family, {}) for family in PROCESSORS if family != "Donut"),
+    # Siglip2's packed patches are compared by themselves.
+    *((family, {}) for family in PROCESSORS if family not in ("Donut", "Siglip2")),
     ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
     ("Donut", {"size": {"height": 1280, "width": 960}, "do_align_long_axis": True}),
 ]

@@ -15,6 +15,7 @@ from primelens.bundle import file_record, open_bundle
 from primelens.engine_fake import FakeEngine, FakeGraph
 from primelens.errors import BundleError, InputError, OptionError, PromptError
 from primelens.model import Model
+from primelens.options import RankOptions
 from primelens.results import Failure, Ranking
 
 from .conftest import TAP, FakeBundle, _specs, _tower
@@ -231,6 +232,17 @@ def test_what_cannot_be_ranked_is_said(
         ranker(fake_bundle).rank(picture(1), labels, template=template)
 
 
+def test_a_head_that_compares_has_no_matching(fake_bundle: FakeBundle) -> None:
+    model = ranker(fake_bundle)
+    for options in (RankOptions("itm"), RankOptions(preselect=1)):
+        with pytest.raises(OptionError, match="no 'itm' score"):
+            model.rank(picture(1), ["a", "b"], options=options)
+    with pytest.raises(OptionError, match="no 'itm' score"):
+        model.rank_head().match_logits(model.encode(picture(1)), ["a"])
+    found = model.rank(picture(1), ["a", "b"], options=RankOptions("itc"))
+    assert (found.score, found.labels) == ("itc", model.rank(picture(1), ["a", "b"]).labels)
+
+
 def test_graphs_that_do_not_fit_are_refused(fake_bundle: FakeBundle) -> None:
     with pytest.raises(BundleError, match="do not fit the manifest"):
         ranker(fake_bundle, width=WIDTH + 1).embed_text("a")
@@ -246,6 +258,12 @@ def test_graphs_that_do_not_fit_are_refused(fake_bundle: FakeBundle) -> None:
         {"text": {**RANK["text"], "max_length": 0}},
         {"templates": ["no place"]},
         {"width": 0},
+        {"matching": {"connector": "rank.image.onnx"}},
+        {"matching": {"connector": "rank.image.onnx", "graph": "absent.onnx"}},
+        {
+            "matching": {"connector": "rank.image.onnx", "graph": "rank.text.onnx"},
+            "text": {**RANK["text"], "masked": False},
+        },
         {"scoring": "linear"},
     ],
 )
