@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from primelens.bench import aa, beams, coldstart, step, targets
+from primelens.bench import aa, beams, coldstart, ops, step, targets
 from primelens.bench.bandwidth import measure_limits
 from primelens.bench.compare import (
     CellComparison,
@@ -35,6 +35,7 @@ _OWN_PARSERS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "aa": aa.main,
     "beams": beams.main,
     "coldstart": coldstart.main,
+    "ops": ops.main,
     "step": step.main,
     "targets": targets.main,
 }
@@ -85,6 +86,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     limits.set_defaults(verb=_limits)
     verbs.add_parser("step", help="one decode step beside transformers' (step --help)")
     verbs.add_parser("beams", help="what beams cost beside greedy decoding (beams --help)")
+    verbs.add_parser("ops", help="kernels beside the engine's own operators (ops --help)")
     verbs.add_parser("aa", help="compare a bundle with itself, 20 times (aa --help)")
     verbs.add_parser("targets", help="what is promised, measured and judged (targets --help)")
     verbs.add_parser("coldstart", help="process start to first caption (coldstart --help)")

@@ -22,6 +22,7 @@ __all__ = ["DOMAIN", "ENVIRONMENT", "FILE_NAME", "Library", "library"]
 
 DOMAIN = "primelens.kernels"
 ENVIRONMENT = "PRIMELENS_KERNELS"
+REVISION = 2  # of the operators; a library compiled from older sources lacks some of them
 FILE_NAME = {"win32": "kernels.dll", "darwin": "kernels.dylib"}.get(sys.platform, "kernels.so")
 
 
@@ -62,6 +63,12 @@ def _open(path: Path, wanted: str) -> Library:  # noqa: ARG001 # tells answers a
         handle = ctypes.CDLL(str(path))
     except OSError as error:
         return Library(None, reason=f"{path.name} cannot be loaded: {error}")
+    if getattr(handle, "primelens_kernels_revision", lambda: 1)() != REVISION:
+        return Library(
+            None,
+            reason=f"{path.name} was compiled from other sources: run "
+            "`python -m primelens.kernels.build` again",
+        )
     handle.primelens_kernels_version.restype = ctypes.c_char_p
     version = handle.primelens_kernels_version().decode("ascii")
     return Library(path, version)

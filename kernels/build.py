@@ -27,12 +27,12 @@ _COMMON = ["-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-
 _VERSIONS: dict[str, dict[str, Sequence[str]]] = {
     "x86_64": {
         "avx2": ["-mavx2"],
-        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprfchw"],
     },
     "aarch64": {"neon": ["-march=armv8.2-a+dotprod"]},
 }
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 class BuildError(Exception):

@@ -1,6 +1,7 @@
-/* AVX2: `vpmaddubsw` multiplies unsigned with signed bytes and adds pairs in 16 bits, where it
- * saturates. It gets |w| and the row with the sign of w: |w| and |a| are at most 127, so a pair
- * is at most 2 * 127 * 127 = 32258 and no sum is ever cut off.
+/* AVX2. 8 bits: `vpmaddwd` multiplies pairs of 16 bits and adds them in 32, exactly; weights become
+ * 16 bits in two operations for all rows of a tile, rows once for all panels. (`vpmaddubsw` of |w|
+ * and rows under w's sign is exact too, but takes a third more multiplications and shuffles.)
+ * 4 bits: `vpmaddubsw`, whose sums of pairs fit 16 bits eight times.
  *
  * A tile is up to 4 rows x 1 panel, as two vectors of 8 columns.
  */
@@ -13,10 +14,11 @@
 #include "vector.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 32")
 
 enum { ROWS = 4 };
 
@@ -77,98 +79,148 @@ static void round_row(const float *x, size_t k, int8_t *a, float *scale, int32_t
     *sum = sum_of(total) + rest;
 }
 
-INLINE __m256i four(const int8_t *a) {
+INLINE __m256i four(const void *from) {
     int32_t bytes;
-    memcpy(&bytes, a, sizeof bytes);
+    memcpy(&bytes, from, sizeof bytes);
     return _mm256_set1_epi32(bytes);
 }
 
-INLINE void finish(const pl_product *p, size_t row, size_t panel, const __m256i *sum) {
-    const pl_floats sums[2] = {_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])};
-    pl_finish(p, row, panel, sums);
+/* Sums [rows][2] of a tile → y. Not inlined: it would be the greater part of every tile. */
+static __attribute__((noinline)) void finish(const pl_product *p, size_t row, size_t rows,
+                                             size_t panel, const __m256i *sums) {
+    for (size_t r = 0; r < rows; r++) {
+        const pl_floats sum[2] = {_mm256_cvtepi32_ps(sums[2 * r]),
+                                  _mm256_cvtepi32_ps(sums[2 * r + 1])};
+        pl_finish(p, row + r, panel, sum);
+    }
+    if (p->activation) pl_activate_tile(p, row, rows, panel, 1);
 }
 
-/* sum + four products of w and x per lane, both signed, |.| at most 127 */
-INLINE __m256i add_products(__m256i sum, __m256i w, __m256i w_size, __m256i x) {
-    const __m256i pairs = _mm256_maddubs_epi16(w_size, _mm256_sign_epi8(x, w));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+/* Rows as 16 bits, in the order 0, 2, 1, 3 of each four: as `vpmaddwd` meets them in the weights. */
+static void widen(const int8_t *a, size_t k, int16_t *out) {
+    const size_t whole = k / 16 * 16;
+    for (size_t i = 0; i < whole; i += 16) {
+        const __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(a + i)));
+        const __m256i turned = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(v, 0xd8), 0xd8);
+        _mm256_storeu_si256((__m256i *)(out + i), turned);
+    }
+    for (size_t i = whole; i < k; i += 4)
+        out[i] = a[i], out[i + 1] = a[i + 2], out[i + 2] = a[i + 1], out[i + 3] = a[i + 3];
 }
 
-INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows) {
+/* Every loop over rows is unrolled whole, or else the sums would not stay in registers. */
+INLINE void tile8(const pl_product *p, const int16_t *a, size_t row, size_t panel, const int rows) {
     const uint8_t *w = p->w + panel * p->k * PL_PANEL;
-    const int8_t *a = p->a + row * p->k;
-    const __m256i offset = _mm256_set1_epi8((char)128);
-    __m256i sum[ROWS][2];
-    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (size_t k = 0; k < p->k; k += 4) {
-        const __m256i *at = (const __m256i *)(w + k * PL_PANEL);
-        const __m256i left = _mm256_xor_si256(_mm256_loadu_si256(at), offset);
-        const __m256i right = _mm256_xor_si256(_mm256_loadu_si256(at + 1), offset);
-        const __m256i left_size = _mm256_abs_epi8(left), right_size = _mm256_abs_epi8(right);
+    const size_t width = p->k;
+    const __m256i byte = _mm256_set1_epi16(255);
+    __m256i sum[2 * ROWS];
+    UNROLL for (int r = 0; r < rows; r++)
+        sum[2 * r] = sum[2 * r + 1] = _mm256_set1_epi32(p->a_offset[row + (size_t)r]);
+    for (size_t k = 0; k < width; k += 4) {
+        const __m256i left = _mm256_loadu_si256((const __m256i *)(w + k * PL_PANEL));
+        const __m256i right = _mm256_loadu_si256((const __m256i *)(w + k * PL_PANEL) + 1);
+        const __m256i even[2] = {_mm256_and_si256(left, byte), _mm256_and_si256(right, byte)};
+        const __m256i odd[2] = {_mm256_srli_epi16(left, 8), _mm256_srli_epi16(right, 8)};
         UNROLL for (int r = 0; r < rows; r++) {
-            const __m256i x = four(a + (size_t)r * p->k + k);
-            sum[r][0] = add_products(sum[r][0], left, left_size, x);
-            sum[r][1] = add_products(sum[r][1], right, right_size, x);
+            const __m256i first = four(a + (size_t)r * width + k);
+            const __m256i second = four(a + (size_t)r * width + k + 2);
+            UNROLL for (int h = 0; h < 2; h++) {
+                __m256i s = sum[2 * r + h];
+                s = _mm256_add_epi32(s, _mm256_madd_epi16(even[h], first));
+                sum[2 * r + h] = _mm256_add_epi32(s, _mm256_madd_epi16(odd[h], second));
+            }
         }
     }
-    UNROLL for (int r = 0; r < rows; r++) finish(p, row + (size_t)r, panel, sum[r]);
+    __m256i sums[2 * ROWS];
+    UNROLL for (int i = 0; i < 2 * rows; i++) sums[i] = sum[i];
+    finish(p, row, (size_t)rows, panel, sums);
 }
 
 /* v + 8 is at most 15: two pairs of 15 * 127 fit 16 bits eight times, so a block's groups are
  * added there (8 * 2 * 15 * 127 = 30480) before they are widened once. */
-INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows) {
-    const size_t blocks = p->k / PL_BLOCK;
+INLINE void half4(const pl_product *p, size_t row, size_t panel, const int rows, const int half,
+                  __m256i *sums) {
+    const size_t blocks = p->k / PL_BLOCK, a_stride = p->a_stride;
+    const uint8_t *w = p->w + panel * blocks * 256 + 32 * half;
+    const uint8_t *m = p->w_multiplier + panel * blocks * PL_PANEL + 8 * half;
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    __m256i sum[ROWS][2];
-    UNROLL for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    for (size_t b = 0; b < blocks; b++) {
-        const uint8_t *w = p->w + (panel * blocks + b) * 256;
-        const uint8_t *m = p->w_multiplier + (panel * blocks + b) * PL_PANEL;
-        const int8_t *a = p->a + row * p->k + b * PL_BLOCK;
-        UNROLL for (int h = 0; h < 2; h++) {
-            __m256i part[ROWS];
-            UNROLL for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
-            UNROLL for (int g = 0; g < 4; g++) {
-                const __m256i pairs = _mm256_loadu_si256((const __m256i *)(w + g * 64) + h);
-                const __m256i first = _mm256_and_si256(pairs, low);
-                const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
-                UNROLL for (int r = 0; r < rows; r++) {
-                    const int8_t *bytes = a + (size_t)r * p->k + g * 4;
-                    const __m256i near = _mm256_maddubs_epi16(first, four(bytes));
-                    const __m256i far = _mm256_maddubs_epi16(second, four(bytes + 16));
-                    part[r] = _mm256_add_epi16(part[r], _mm256_add_epi16(near, far));
-                }
-            }
-            const __m256i wide =
-                _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(m + 8 * h)));
+    __m256i sum[ROWS];
+    UNROLL for (int r = 0; r < rows; r++) sum[r] = _mm256_setzero_si256();
+    for (size_t b = 0; b < blocks; b++, w += 256, m += PL_PANEL) {
+        const int8_t *a = p->a + row * a_stride + b * PL_BLOCK;
+        __m256i part[ROWS];
+        UNROLL for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
+        UNROLL for (int g = 0; g < 4; g++) {
+            const __m256i pairs = _mm256_loadu_si256((const __m256i *)(w + g * 64));
+            const __m256i first = _mm256_and_si256(pairs, low);
+            const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
             UNROLL for (int r = 0; r < rows; r++) {
-                const int32_t offset = -8 * p->a_sum[(row + (size_t)r) * blocks + b];
-                const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(part[r], ones),
-                                                     _mm256_set1_epi32(offset));
-                sum[r][h] = _mm256_add_epi32(sum[r][h], _mm256_madd_epi16(dot, wide));
+                const int8_t *bytes = a + (size_t)r * a_stride + g * 4;
+                const __m256i near = _mm256_maddubs_epi16(first, four(bytes));
+                const __m256i far = _mm256_maddubs_epi16(second, four(bytes + 16));
+                part[r] = _mm256_add_epi16(part[r], _mm256_add_epi16(near, far));
             }
         }
+        const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)m));
+        UNROLL for (int r = 0; r < rows; r++) {
+            const __m256i offset = four(p->a_offset + (row + (size_t)r) * blocks + b);
+            const __m256i dot = _mm256_add_epi32(_mm256_madd_epi16(part[r], ones), offset);
+            sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(dot, wide));
+        }
     }
-    UNROLL for (int r = 0; r < rows; r++) finish(p, row + (size_t)r, panel, sum[r]);
+    UNROLL for (int r = 0; r < rows; r++) sums[2 * r + half] = sum[r];
 }
 
-#define PRODUCT(product, tile)                                                            \
-    static void product(const pl_product *p, const pl_part *part) {                       \
-        for (size_t panel = part->first_panel; panel < part->last_panel; panel++)         \
-            for (size_t row = part->first_row; row < part->last_row; row += ROWS) {       \
-                const size_t rows = pl_least(ROWS, part->last_row - row);                 \
-                switch (rows) {                                                           \
-                    case 1: tile(p, row, panel, 1); break;                                \
-                    case 2: tile(p, row, panel, 2); break;                                \
-                    case 3: tile(p, row, panel, 3); break;                                \
-                    default: tile(p, row, panel, 4); break;                               \
-                }                                                                         \
-                if (p->activation) pl_activate_tile(p, row, rows, panel, 1);              \
-            }                                                                             \
-    }
+INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows) {
+    __m256i sums[2 * ROWS];
+    half4(p, row, panel, rows, 0, sums);
+    half4(p, row, panel, rows, 1, sums);
+    finish(p, row, (size_t)rows, panel, sums);
+}
 
-PRODUCT(product8, tile8)
-PRODUCT(product4, tile4)
+#define TILES(rows)                                                                              \
+    static __attribute__((noinline)) void tile8_##rows(const pl_product *p, const int16_t *a,    \
+                                                       size_t row, size_t panel) {               \
+        tile8(p, a, row, panel, rows);                                                           \
+    }                                                                                            \
+    static __attribute__((noinline)) void tile4_##rows(const pl_product *p, size_t row,          \
+                                                       size_t panel) {                           \
+        tile4(p, row, panel, rows);                                                              \
+    }
+TILES(1) TILES(2) TILES(3) TILES(4)
+
+static void product8(const pl_product *p, const pl_part *part) {
+    const size_t first = part->first_row, last = part->last_row;
+    int16_t *wide = malloc((last - first) * p->k * sizeof *wide);
+    if (!wide) {
+        pl_portable.product8(p, part);
+        return;
+    }
+    for (size_t row = first; row < last; row++)
+        widen(p->a + row * p->a_stride, p->k, wide + (row - first) * p->k);
+    for (size_t panel = part->first_panel; panel < part->last_panel; panel++)
+        for (size_t row = first; row < last; row += ROWS) {
+            const int16_t *a = wide + (row - first) * p->k;
+            switch (last - row) {
+                case 1: tile8_1(p, a, row, panel); break;
+                case 2: tile8_2(p, a, row, panel); break;
+                case 3: tile8_3(p, a, row, panel); break;
+                default: tile8_4(p, a, row, panel); break;
+            }
+        }
+    free(wide);
+}
+
+static void product4(const pl_product *p, const pl_part *part) {
+    for (size_t panel = part->first_panel; panel < part->last_panel; panel++)
+        for (size_t row = part->first_row; row < part->last_row; row += ROWS)
+            switch (part->last_row - row) {
+                case 1: tile4_1(p, row, panel); break;
+                case 2: tile4_2(p, row, panel); break;
+                case 3: tile4_3(p, row, panel); break;
+                default: tile4_4(p, row, panel); break;
+            }
+}
 
 const pl_version pl_avx2 = {"avx2", round_row, product8, product4, pl_reduce};
 #endif

@@ -87,6 +87,7 @@ OrtStatus *open_call(const Kernel *kernel, OrtKernelContext *context, Call *call
     p->w_multiplier = multiplier.data;
     p->w_scale = scale.data;
     p->bias = bias.data;
+    p->y_stride = p->n;
     p->activation = kernel->activation;
     call->panels = (p->n + PL_PANEL - 1) / PL_PANEL;
     return NULL;
@@ -114,17 +115,12 @@ OrtStatus *in_parallel(const Call *call, void (*work)(void *, size_t), size_t ta
 static void round_rows(void *user, size_t task) {
     const Call *call = user;
     const pl_product *p = &call->product;
-    const size_t blocks = p->k / PL_BLOCK, first = task * call->rows_per_rounding;
+    const size_t offsets = call->bits == 8 ? 1 : p->k / PL_BLOCK, first = task * call->rows_per_rounding;
     const size_t last = pl_least(p->m, first + call->rows_per_rounding);
-    for (size_t row = first; row < last; row++) {
-        int8_t *a = call->a + row * p->k;
-        int32_t sum;
-        call->version->round_row(call->x + row * p->k, p->k, a, call->a_scale + row, &sum);
-        if (call->bits == 8)
-            call->a_sum[row] = sum;
-        else
-            pl_block_sums(a, p->k, call->a_sum + row * blocks);
-    }
+    for (size_t row = first; row < last; row++)
+        pl_round_row(call->version, call->bits, call->x + row * p->k, p->k,
+                     call->a + row * p->a_stride, call->a_scale + row,
+                     call->a_offset + row * offsets);
 }
 
 /* Memory for rounded rows. One block is kept between calls: fresh pages cost more than rounding. */
@@ -150,15 +146,16 @@ static void give_back(Workspace *workspace) {
 
 OrtStatus *round_call(Call *call, size_t extra_bytes, void **extra) {
     pl_product *p = &call->product;
-    const size_t sums = call->bits == 8 ? p->m : p->m * (p->k / PL_BLOCK);
-    const size_t a_bytes = (p->m * p->k + 63) / 64 * 64;
-    const size_t numbers = (sums * sizeof(int32_t) + p->m * sizeof(float) + 63) / 64 * 64;
+    const size_t offsets = call->bits == 8 ? p->m : p->m * (p->k / PL_BLOCK);
+    p->a_stride = pl_row_stride(p->k);
+    const size_t a_bytes = p->m * p->a_stride;
+    const size_t numbers = (offsets * sizeof(int32_t) + p->m * sizeof(float) + 63) / 64 * 64;
     call->workspace = take_workspace(a_bytes + numbers + extra_bytes);
     if (!call->workspace) return fail(call->api, "Linear: out of memory");
     char *memory = call->workspace->bytes;
     p->a = call->a = (int8_t *)memory;
-    p->a_sum = call->a_sum = (int32_t *)(memory + a_bytes);
-    p->a_scale = call->a_scale = (float *)(call->a_sum + sums);
+    p->a_offset = call->a_offset = (int32_t *)(memory + a_bytes);
+    p->a_scale = call->a_scale = (float *)(call->a_offset + offsets);
     if (extra) *extra = memory + a_bytes + numbers;
     call->rows_per_rounding = 1 + BYTES_PER_TASK / p->k;
     const size_t roundings = (p->m + call->rows_per_rounding - 1) / call->rows_per_rounding;

@@ -33,7 +33,7 @@ typedef struct {
     struct Workspace *workspace;
     int8_t *a;
     float *a_scale;
-    int32_t *a_sum;
+    int32_t *a_offset;
     size_t rows_per_rounding;
 } Call;
 

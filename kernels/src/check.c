@@ -1,10 +1,12 @@
 /* Compares every version that this processor can run with the portable one, bit for bit, on random
- * shapes. Built with the address and undefined-behaviour sanitisers: every array is a block of its
+ * shapes: rounding, products with every activation, and the best logits with their log-sum-exp.
+ * Built with the address and undefined-behaviour sanitisers: every array is a block of its
  * own, exactly as large as it has to be.
  *
  *     check SEED CASES   exit code 0: all equal; 1: a difference; 2: nothing to run
  */
 #include "linear.h"
+#include "top.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -36,39 +38,81 @@ static float number(void) {
 typedef struct {
     float *y;
     int8_t *a;
-    int32_t *sums;
+    int32_t *offsets;
+    size_t room;
+    pl_candidate *best; /* [m][room] */
+    float *log_sum_exp; /* [m] */
 } Outcome;
 
-static Outcome run(const pl_version *version, pl_product p, int bits, const float *x) {
-    Outcome out = {block(p.m * p.n * 4), block(p.m * p.k), NULL};
+/* As the operator does it: parts of the chunks, then merged in order. */
+static void search(const pl_version *version, const pl_product *p, int bits, Outcome *out) {
+    const size_t chunks = pl_chunks(p), cut = chunks / 2;
+    pl_chunk *found = block(p->m * chunks * sizeof *found);
+    pl_candidate *memory = block(2 * p->m * out->room * sizeof *memory);
+    pl_list *lists = block(2 * p->m * sizeof *lists);
+    for (size_t i = 0; i < 2 * p->m; i++)
+        lists[i] = (pl_list){memory + i * out->room, 0, out->room};
+    pl_top_part(version, p, bits, 0, cut, found, lists);
+    pl_top_part(version, p, bits, cut, chunks, found, lists + p->m);
+    out->best = block(p->m * out->room * sizeof *out->best);
+    out->log_sum_exp = block(p->m * sizeof(float));
+    for (size_t row = 0; row < p->m; row++) {
+        pl_list list = {out->best + row * out->room, 0, out->room};
+        pl_merge(&list, lists + row);
+        pl_merge(&list, lists + p->m + row);
+        out->log_sum_exp[row] = pl_log_sum_exp(found + row * chunks, chunks);
+    }
+    free(found), free(memory), free(lists);
+}
+
+static Outcome run(const pl_version *version, pl_product p, int bits, const float *x, size_t room) {
+    Outcome out = {.y = block(p.m * p.n * 4), .a = calloc(p.m, p.a_stride), .room = room};
     const size_t blocks = p.k / PL_BLOCK;
     float *scale = block(p.m * 4);
-    out.sums = block(p.m * (bits == 8 ? 1 : blocks) * 4);
-    for (size_t row = 0; row < p.m; row++) {
-        int32_t sum;
-        version->round_row(x + row * p.k, p.k, out.a + row * p.k, scale + row, &sum);
-        if (bits == 8)
-            out.sums[row] = sum;
-        else
-            pl_block_sums(out.a + row * p.k, p.k, out.sums + row * blocks);
-    }
-    p.a = out.a, p.a_scale = scale, p.a_sum = out.sums, p.y = out.y;
+    const size_t offsets = bits == 8 ? 1 : blocks;
+    out.offsets = block(p.m * offsets * 4);
+    for (size_t row = 0; row < p.m; row++)
+        pl_round_row(version, bits, x + row * p.k, p.k, out.a + row * p.a_stride, scale + row,
+                     out.offsets + row * offsets);
+    p.a = out.a, p.a_scale = scale, p.a_offset = out.offsets, p.y = out.y;
     const size_t panels = (p.n + PL_PANEL - 1) / PL_PANEL;
     const size_t cut = panels / 2, middle = p.m / 2; /* in four parts, as tasks are */
     const pl_part parts[] = {{0, middle, 0, cut}, {0, middle, cut, panels},
                              {middle, p.m, 0, cut}, {middle, p.m, cut, panels}};
     for (size_t i = 0; i < 4; i++)
         (bits == 8 ? version->product8 : version->product4)(&p, parts + i);
+    p.activation = PL_NONE, p.y = NULL;
+    search(version, &p, bits, &out);
     free(scale);
     return out;
 }
 
-static void drop(Outcome out) { free(out.y), free(out.a), free(out.sums); }
+static void drop(Outcome out) {
+    free(out.y), free(out.a), free(out.offsets), free(out.best), free(out.log_sum_exp);
+}
+
+static int differ(const float *a, const float *b, size_t count) { /* any NaN equals any other */
+    for (size_t i = 0; i < count; i++)
+        if (memcmp(a + i, b + i, sizeof *a) && !(isnan(a[i]) && isnan(b[i]))) return 1;
+    return 0;
+}
+
+static int differ_in_best(const Outcome *a, const Outcome *b, size_t m) {
+    for (size_t i = 0; i < m * a->room; i++)
+        if (a->best[i].column != b->best[i].column ||
+            differ(&a->best[i].logit, &b->best[i].logit, 1))
+            return 1;
+    return differ(a->log_sum_exp, b->log_sum_exp, m);
+}
 
 static int same_case(const pl_version *const *versions, size_t count) {
     const int bits = draw() % 2 ? 8 : 4;
     const size_t step = bits == 8 ? 4 : PL_BLOCK;
-    pl_product p = {.m = between(1, 15), .k = step * between(1, 40), .n = between(1, 100)};
+    pl_product p = {.m = between(1, 40), .k = step * between(1, 40), .n = between(1, 100)};
+    if (draw() % 8 == 0) p.n = between(400, 1100), p.k = step * between(1, 3); /* several chunks */
+    p.a_stride = p.k + (draw() % 2 ? 64 : 0), p.y_stride = p.n;
+    p.activation = (pl_activation)(draw() % 5);
+    const size_t room = between(1, pl_least(p.n, 12));
     const size_t panels = (p.n + PL_PANEL - 1) / PL_PANEL, padded = panels * PL_PANEL;
     const size_t blocks = p.k / PL_BLOCK, bytes = padded * p.k * (size_t)bits / 8;
     float *x = block(p.m * p.k * 4), *scale = block(p.n * 4), *bias = block(p.n * 4);
@@ -85,20 +129,18 @@ static int same_case(const pl_version *const *versions, size_t count) {
     for (size_t i = 0; i < p.n; i++) scale[i] = number(), bias[i] = number();
     p.w = w, p.w_multiplier = multiplier, p.w_scale = scale, p.bias = draw() % 2 ? bias : NULL;
 
-    const Outcome wanted = run(&pl_portable, p, bits, x);
+    const Outcome wanted = run(&pl_portable, p, bits, x, room);
     int failed = 0;
-    for (size_t v = 0; v < count; v++) {
-        const Outcome found = run(versions[v], p, bits, x);
-        const size_t sums = p.m * (bits == 8 ? 1 : blocks) * 4;
-        if (memcmp(found.a, wanted.a, p.m * p.k) || memcmp(found.sums, wanted.sums, sums)) failed = 1;
-        for (size_t i = 0; i < p.m * p.n; i++) /* any NaN equals any other */
-            if (memcmp(found.y + i, wanted.y + i, 4) && !(isnan(found.y[i]) && isnan(wanted.y[i])))
-                failed = 1;
+    for (size_t v = 0; v < count && !failed; v++) {
+        const Outcome found = run(versions[v], p, bits, x, room);
+        const size_t numbers = p.m * (bits == 8 ? 1 : blocks) * 4;
+        failed = memcmp(found.a, wanted.a, p.m * p.a_stride) ||
+                 memcmp(found.offsets, wanted.offsets, numbers) ||
+                 differ(found.y, wanted.y, p.m * p.n) || differ_in_best(&found, &wanted, p.m);
         drop(found);
-        if (failed) {
-            printf("%s differs: %d bits, %zu x %zu x %zu\n", versions[v]->name, bits, p.m, p.k, p.n);
-            break;
-        }
+        if (failed)
+            printf("%s differs: %d bits, %zu x %zu x %zu, activation %d\n", versions[v]->name, bits,
+                   p.m, p.k, p.n, (int)p.activation);
     }
     drop(wanted);
     free(x), free(scale), free(bias), free(w), free(multiplier);

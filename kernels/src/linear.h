@@ -37,15 +37,17 @@ typedef enum { PL_NONE, PL_RELU, PL_GELU, PL_GELU_TANH, PL_QUICK_GELU } pl_activ
 /* One call: M rows of K bytes against columns of N. */
 typedef struct {
     size_t m, k, n;
-    const int8_t *a;        /* [m][k] rounded rows */
+    size_t a_stride;        /* from row to row of a, at least k */
+    const int8_t *a;        /* [m][a_stride] rounded rows */
     const float *a_scale;   /* [m] */
-    const int32_t *a_sum;   /* 8 bits: [m] sums of a; 4 bits: [m][k/32] sums of blocks */
+    const int32_t *a_offset; /* 8 bits: [m] -128 * sum of a; 4 bits: [m][k/32] -8 * its blocks' */
     const uint8_t *w;       /* packed */
     const uint8_t *w_multiplier; /* 4 bits only */
     const float *w_scale;   /* [n] */
     const float *bias;      /* [n] or NULL */
     pl_activation activation;
-    float *y;               /* [m][n] */
+    size_t y_stride;        /* from row to row of y, at least n */
+    float *y;               /* [m][y_stride] */
 } pl_product;
 
 /* Rows first_row..last_row and panels first_panel..last_panel of the result. */
@@ -70,8 +72,15 @@ const pl_version *pl_choose(void);
 /* The version called `name`, or NULL where it is not compiled in or the processor lacks it. */
 const pl_version *pl_find(const char *name);
 
-/* Sums of blocks of 32, for 4-bit weights. */
-void pl_block_sums(const int8_t *a, size_t k, int32_t *sums);
+/* Round a row and fill `a_offset` for it: one number (8 bits) or k/32 (4 bits). */
+void pl_round_row(const pl_version *version, int bits, const float *x, size_t k, int8_t *a,
+                  float *scale, int32_t *offsets);
+
+/* Bytes from row to row: whole cache lines, and no power of two, on which rows would evict rows. */
+static inline size_t pl_row_stride(size_t k) {
+    const size_t lines = (k + 63) / 64;
+    return 64 * (lines % 8 ? lines : lines + 1);
+}
 
 extern const pl_version pl_portable;
 #if defined(__x86_64__)

@@ -57,7 +57,7 @@ INLINE void finish(const pl_product *p, size_t row, size_t panel, const int32x4_
 
 INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows) {
     const uint8_t *w = p->w + panel * p->k * PL_PANEL;
-    const int8_t *a = p->a + row * p->k;
+    const int8_t *a = p->a + row * p->a_stride;
     int32x4_t sum[ROWS][QUARTERS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int q = 0; q < QUARTERS; q++) sum[r][q] = vdupq_n_s32(0);
@@ -68,7 +68,7 @@ INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows)
             part[q] = vreinterpretq_s8_u8(veorq_u8(bytes, vdupq_n_u8(128)));
         }
         UNROLL for (int r = 0; r < rows; r++) {
-            const int8x16_t x = four(a + (size_t)r * p->k + k);
+            const int8x16_t x = four(a + (size_t)r * p->a_stride + k);
             UNROLL for (int q = 0; q < QUARTERS; q++) sum[r][q] = vdotq_s32(sum[r][q], part[q], x);
         }
     }
@@ -84,7 +84,7 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
         const uint8_t *w = p->w + (panel * blocks + b) * 256;
         const uint8x16_t m = vld1q_u8(p->w_multiplier + (panel * blocks + b) * PL_PANEL);
         const uint16x8_t halves[2] = {vmovl_u8(vget_low_u8(m)), vmovl_u8(vget_high_u8(m))};
-        const int8_t *a = p->a + row * p->k + b * PL_BLOCK;
+        const int8_t *a = p->a + row * p->a_stride + b * PL_BLOCK;
         UNROLL for (int q = 0; q < QUARTERS; q++) {
             int32x4_t part[ROWS];
             UNROLL for (int r = 0; r < rows; r++) part[r] = vdupq_n_s32(0);
@@ -96,7 +96,7 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
                 const int8x16_t second =
                     vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(pairs, 4)), eight);
                 UNROLL for (int r = 0; r < rows; r++) {
-                    const int8_t *bytes = a + (size_t)r * p->k + g * 4;
+                    const int8_t *bytes = a + (size_t)r * p->a_stride + g * 4;
                     part[r] = vdotq_s32(part[r], first, four(bytes));
                     part[r] = vdotq_s32(part[r], second, four(bytes + 16));
                 }

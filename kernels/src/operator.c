@@ -43,22 +43,20 @@ static void multiply(void *user, size_t task) {
     (m->call.bits == 8 ? m->call.version->product8 : m->call.version->product4)(p, &part);
 }
 
-/* Few rows: columns are split, so that every weight is read once. Many: blocks of rows whose bytes
- * stay in the second-level cache, each against large groups of columns. */
+/* Few rows: columns are split, so that every weight is read once. Many: blocks of rows that stay in
+ * the second-level cache, all about equally large, each against a few panels at a time. */
 static size_t plan(Multiplication *m) {
     const pl_product *p = &m->call.product;
-    const size_t group = 4; /* panels that the kernels take together */
+    const size_t tile = 12, group = 4; /* rows and panels that versions take together */
+    const size_t most_rows = ROW_BLOCK_BYTES / p->a_stride / tile * tile + tile;
+    const size_t row_tasks = (p->m + most_rows - 1) / most_rows;
+    m->rows_per_task = (p->m + row_tasks - 1) / row_tasks;
+    if (row_tasks > 1) m->rows_per_task = (m->rows_per_task + tile - 1) / tile * tile;
     const size_t panel_bytes = p->k * PL_PANEL * (size_t)m->call.bits / 8;
-    size_t rows = ROW_BLOCK_BYTES / p->k / 12 * 12;
-    rows = rows < 12 ? 12 : rows;
-    m->rows_per_task = p->m <= rows ? p->m : rows;
-    const size_t row_tasks = (p->m + m->rows_per_task - 1) / m->rows_per_task;
-    const size_t work = panel_bytes * (1 + m->rows_per_task / 8);
-    size_t panels = (BYTES_PER_TASK + work - 1) / work;
-    if (row_tasks > 4) panels = m->call.panels / 2 + 1;
+    const size_t panels = m->rows_per_task > 4 * tile ? 2 * group : BYTES_PER_TASK / panel_bytes + 1;
     m->panels_per_task = (panels + group - 1) / group * group;
     m->panel_tasks = (m->call.panels + m->panels_per_task - 1) / m->panels_per_task;
-    return row_tasks * m->panel_tasks;
+    return (p->m + m->rows_per_task - 1) / m->rows_per_task * m->panel_tasks;
 }
 
 static OrtStatus *linear(void *state, OrtKernelContext *context) {
@@ -199,6 +197,9 @@ static const Operator operators[] = {
 
 /* Which version runs here; for people. */
 API const char *primelens_kernels_version(void) { return pl_choose()->name; }
+
+/* Which operators there are; kernels/__init__.py asks for the one it knows. */
+API int primelens_kernels_revision(void) { return 2; }
 
 /* What ONNX Runtime calls when it is handed the library. The domain lives as long as the process. */
 API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {

@@ -37,11 +37,18 @@ static void round_row(const float *x, size_t k, int8_t *a, float *scale, int32_t
     *sum = total;
 }
 
-void pl_block_sums(const int8_t *a, size_t k, int32_t *sums) {
+void pl_round_row(const pl_version *version, int bits, const float *x, size_t k, int8_t *a,
+                  float *scale, int32_t *offsets) {
+    int32_t sum;
+    version->round_row(x, k, a, scale, &sum);
+    if (bits == 8) {
+        *offsets = -128 * sum;
+        return;
+    }
     for (size_t b = 0; b < k / PL_BLOCK; b++) {
         int32_t total = 0;
         for (size_t i = 0; i < PL_BLOCK; i++) total += a[b * PL_BLOCK + i];
-        sums[b] = total;
+        offsets[b] = -8 * total;
     }
 }
 
@@ -56,7 +63,7 @@ static void product8(const pl_product *p, const pl_part *part) {
     for (size_t panel = part->first_panel; panel < part->last_panel; panel++) {
         const uint8_t *w = p->w + panel * p->k * PL_PANEL;
         for (size_t row = part->first_row; row < part->last_row; row++) {
-            const int8_t *a = p->a + row * p->k;
+            const int8_t *a = p->a + row * p->a_stride;
             int32_t sum[PL_PANEL] = {0};
             for (size_t g = 0; g < p->k / 4; g++)
                 for (size_t i = 0; i < PL_PANEL; i++)
@@ -75,7 +82,7 @@ static void product4(const pl_product *p, const pl_part *part) {
             for (size_t b = 0; b < blocks; b++) {
                 const uint8_t *w = p->w + (panel * blocks + b) * 256;
                 const uint8_t *multiplier = p->w_multiplier + (panel * blocks + b) * PL_PANEL;
-                const int8_t *a = p->a + row * p->k + b * PL_BLOCK;
+                const int8_t *a = p->a + row * p->a_stride + b * PL_BLOCK;
                 for (size_t i = 0; i < PL_PANEL; i++) {
                     int32_t dot = 0;
                     for (size_t g = 0; g < 4; g++)

@@ -44,10 +44,10 @@ void pl_top_part(const pl_version *version, const pl_product *product, int bits,
         for (size_t row = 0; row < product->m; row += ROWS_AT_ONCE) {
             pl_product p = *product;
             p.m = pl_least(ROWS_AT_ONCE, product->m - row), p.n = width;
-            p.a += row * p.k, p.a_scale += row, p.a_sum += row * (bits == 8 ? 1 : blocks);
+            p.a += row * p.a_stride, p.a_scale += row, p.a_offset += row * (bits == 8 ? 1 : blocks);
             p.w += panel * PL_PANEL * p.k * (size_t)bits / 8;
             if (bits == 4) p.w_multiplier += panel * blocks * PL_PANEL;
-            p.w_scale += column, p.y = logits;
+            p.w_scale += column, p.y = logits, p.y_stride = width;
             if (p.bias) p.bias += column;
             const pl_part part = {0, p.m, 0, whole / PL_PANEL};
             (bits == 8 ? version->product8 : version->product4)(&p, &part);

@@ -123,7 +123,7 @@ static __attribute__((unused)) void pl_reduce(const float *logits, size_t count,
 PL_INLINE void pl_finish(const pl_product *p, size_t row, size_t panel, const pl_floats *sums) {
     const size_t column = panel * PL_PANEL, count = pl_least(PL_PANEL, p->n - column);
     const float *scale = p->w_scale + column, *bias = p->bias ? p->bias + column : NULL;
-    float *y = p->y + row * p->n + column;
+    float *y = p->y + row * p->y_stride + column;
     float scales[PL_PANEL] = {0}, biases[PL_PANEL] = {0}, values[PL_PANEL];
     if (count < PL_PANEL) {
         memcpy(scales, scale, count * sizeof *scale);
@@ -135,7 +135,7 @@ PL_INLINE void pl_finish(const pl_product *p, size_t row, size_t panel, const pl
         if (bias) v = v + pl_load(bias + i * PL_LANES);
         pl_store(y + i * PL_LANES, v);
     }
-    if (count < PL_PANEL) memcpy(p->y + row * p->n + column, values, count * sizeof *values);
+    if (count < PL_PANEL) memcpy(p->y + row * p->y_stride + column, values, count * sizeof *values);
 }
 
 /* Rows and panels of y, just stored, → their activations. */
@@ -143,7 +143,7 @@ static __attribute__((noinline, unused)) void pl_activate_tile(const pl_product 
                                                        size_t panel, size_t panels) {
     const size_t first = panel * PL_PANEL, last = pl_least(p->n, (panel + panels) * PL_PANEL);
     for (size_t r = row; r < row + rows; r++) {
-        float *y = p->y + r * p->n;
+        float *y = p->y + r * p->y_stride;
         size_t column = first;
         for (; column + PL_LANES <= last; column += PL_LANES)
             pl_store(y + column, pl_activate(pl_load(y + column), p->activation));

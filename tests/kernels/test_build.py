@@ -44,18 +44,18 @@ def test_every_version_equals_the_portable_one_for_long(check: Path) -> None:
     assert done.returncode in (0, 2), done.stdout + done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")),
     reason="no aarch64 cross compiler and emulator (gcc-aarch64-linux-gnu, qemu-user)",
 )
+@pytest.mark.parametrize("cases", [60, pytest.param(4000, marks=pytest.mark.slow)])
 def test_neon_equals_the_portable_version_under_emulation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: int
 ) -> None:
     monkeypatch.setenv("CC", "aarch64-linux-gnu-gcc")
     build.compile_check(tmp_path / "check", machine="aarch64", extra=["-static"])
     done = subprocess.run(
-        ["qemu-aarch64", tmp_path / "check", "1", "2000"],
+        ["qemu-aarch64", tmp_path / "check", "1", str(cases)],
         capture_output=True,
         text=True,
         check=True,
@@ -103,6 +103,17 @@ def test_the_library_says_what_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "not compiled" in kernels._open(tmp_path / "absent.so", "").reason
     (tmp_path / "broken.so").write_bytes(b"no library")
     assert "cannot be loaded" in kernels._open(tmp_path / "broken.so", "").reason
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform == "win32", reason="the sources are for gcc and clang")
+def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:
+    """Else a graph would run on functions of standard operators, and nobody would know why."""
+    (tmp_path / "old.c").write_text("int primelens_kernels_revision(void) { return 1; }\n")
+    library = tmp_path / "kernels.so"
+    compiler = build._compiler()
+    subprocess.run([*compiler, "-shared", "-fPIC", tmp_path / "old.c", "-o", library], check=True)
+    assert "compiled from other sources" in kernels._open(library, "").reason
 
 
 @needs_compiler
