@@ -117,6 +117,7 @@ INLINE void tile8(const pl_product *p, const int16_t *a, size_t row, size_t pane
     UNROLL for (int r = 0; r < rows; r++)
         sum[2 * r] = sum[2 * r + 1] = _mm256_set1_epi32(p->a_offset[row + (size_t)r]);
     for (size_t k = 0; k < width; k += 4) {
+        if (rows > 1) _mm_prefetch((const char *)w + k * PL_PANEL + 8192, _MM_HINT_T1);
         const __m256i left = _mm256_loadu_si256((const __m256i *)(w + k * PL_PANEL));
         const __m256i right = _mm256_loadu_si256((const __m256i *)(w + k * PL_PANEL) + 1);
         const __m256i even[2] = {_mm256_and_si256(left, byte), _mm256_and_si256(right, byte)};
@@ -151,6 +152,7 @@ INLINE void half4(const pl_product *p, size_t row, size_t panel, const int rows,
         __m256i part[ROWS];
         UNROLL for (int r = 0; r < rows; r++) part[r] = _mm256_setzero_si256();
         UNROLL for (int g = 0; g < 4; g++) {
+            if (rows > 1 && half == 0) _mm_prefetch((const char *)w + g * 64 + 8192, _MM_HINT_T1);
             const __m256i pairs = _mm256_loadu_si256((const __m256i *)(w + g * 64));
             const __m256i first = _mm256_and_si256(pairs, low);
             const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);

@@ -95,6 +95,15 @@ static __attribute__((noinline)) void finish(const pl_product *p, size_t row, si
     if (p->activation) pl_activate_tile(p, row, rows, panel, panels);
 }
 
+/* The more rows a line serves, the fewer lines fit the processor's own view ahead. Distances by
+ * measurement; with one row any of them is a loss. `rows` as for 8 bits. */
+INLINE void look_ahead(const uint8_t *w, const int rows) {
+    if (rows > 8)
+        _mm_prefetch((const char *)w + 4096, _MM_HINT_T0);
+    else if (rows > 1)
+        _mm_prefetch((const char *)w + 8192, _MM_HINT_T1);
+}
+
 /* Every loop over rows and panels is unrolled whole, or else the sums would not stay in registers. */
 INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows, const int panels) {
     const size_t stride = p->k * PL_PANEL, a_stride = p->a_stride;
@@ -110,8 +119,7 @@ INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows,
             sum[r * panels + c] = _mm512_set1_epi32(p->a_offset[row + (size_t)r]);
     for (size_t k = 0; k < p->k; k += 4) {
         __m512i part[2];
-        /* where a line serves many rows, the processor looks too few lines ahead by itself */
-        if (panels == 1 && rows > 8) _mm_prefetch((const char *)w + k * PL_PANEL + 1024, _MM_HINT_T0);
+        if (panels == 1) look_ahead(w + k * PL_PANEL, rows);
         UNROLL for (int c = 0; c < panels; c++)
             part[c] = _mm512_loadu_si512(w + (size_t)c * stride + k * PL_PANEL);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -140,6 +148,7 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
         UNROLL for (int r = 0; r < rows; r++)
             part[r] = _mm512_set1_epi32(p->a_offset[(row + (size_t)r) * blocks + b]);
         UNROLL for (int g = 0; g < 4; g++) {
+            look_ahead(w + g * 64, 2 * rows - 1);
             const __m512i pairs = _mm512_loadu_si512(w + g * 64);
             const __m512i first = _mm512_and_si512(pairs, low);
             const __m512i second = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low);
