@@ -17,6 +17,9 @@ __all__ = ["graph_operations", "weight_operations"]
 
 Shapes = Mapping[str, list[int]]
 
+_KERNELS = "primelens.kernels"  # domain of Linear and Linear4, whose weights lie in panels
+_PANEL = 16  # columns of one, filled up with zeros
+
 
 def graph_operations(path: Path, batch: int = 1) -> int:
     """Operations of one run of an ONNX file over ``batch`` items; 0 where shapes are not known."""
@@ -42,6 +45,8 @@ def _operations(node: Any, shapes: Shapes) -> int:
         return 0
     out = math.prod(shapes[node.output[0]])
     if node.op_type in ("MatMul", "MatMulInteger"):
+        return 2 * out * shapes[node.input[0]][-1]
+    if node.domain == _KERNELS:
         return 2 * out * shapes[node.input[0]][-1]
     if node.op_type == "Gemm":
         transposed = next((a.i for a in node.attribute if a.name == "transA"), 0)
@@ -96,4 +101,13 @@ def weight_operations(path: Path) -> int:
         elif node.op_type == "MatMulNBits":
             shape = {a.name: a.i for a in node.attribute if a.name in ("K", "N")}
             total += 2 * shape["K"] * shape["N"]
+        elif node.domain == _KERNELS:
+            total += 2 * _kernel_weight(node, sizes)
     return total
+
+
+def _kernel_weight(node: Any, sizes: Mapping[str, int]) -> int:
+    """Values of a packed weight, without the zeros that fill its last panel."""
+    width = sizes[node.input[2]]
+    stored = sizes[node.input[1]] * (2 if node.op_type == "Linear4" else 1)
+    return stored * width // (-(-width // _PANEL) * _PANEL)

@@ -11,6 +11,7 @@ import click
 
 from primelens.cli import rows
 from primelens.cli.app import app
+from primelens.cli.calibration import calibration_of
 from primelens.cli.extras import needs_extra
 from primelens.cli.inputs import Unmatched, expand
 
@@ -34,7 +35,8 @@ class ExportRequest:
     license: str | None
     domain: str | None
     images: tuple[str, ...]
-    agreement: float
+    agreement: float | None
+    calibration: str | None
     threads: int | None
     overwrite: bool
     allow_mismatch: bool
@@ -48,10 +50,10 @@ class ExportRequest:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8"]),
+    type=click.Choice(["fp32", "int8", "int4", "auto"]),
     default="fp32",
     show_default=True,
-    help="What the weights are computed with.",
+    help="What is computed with; auto: the narrowest that passes its gate.",
 )
 @click.option(
     "--storage",
@@ -78,9 +80,14 @@ class ExportRequest:
 @click.option(
     "--agreement",
     type=click.FloatRange(0, 1),
-    default=0.99,
-    show_default=True,
-    help="Least share of equal tokens, fed with the source's own, that int8 must reach.",
+    help="Least share of equal tokens, fed with the source's own, that fewer bits must reach.  "
+    "[default: 0.99 for int8, 0.95 for int4]",
+)
+@click.option(
+    "--calibration",
+    metavar="DATA",
+    help="Round 4-bit weights by these pictures, and where they are labelled demand that the task "
+    "be done as well: a folder, pattern, annotation file, or drawn scenes (scenes:train:500).",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine in the proof.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
@@ -139,15 +146,16 @@ def _options(request: ExportRequest) -> ExportOptions:
             allow_mismatch=request.allow_mismatch,
         ),
         **given,
+        **calibration_of(request.calibration),
     )
 
 
-def chosen_pictures(arguments: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files that ``--images`` names; raises `click.BadParameter`."""
+def chosen_pictures(arguments: tuple[str, ...], option: str = "--images") -> tuple[Path, ...]:
+    """The files that an option names; raises `click.BadParameter`."""
     pictures = []
     for entry in expand(arguments):
         if isinstance(entry, Unmatched):
-            raise click.BadParameter(f"{entry.argument}: {entry.reason}.", param_hint="--images")
+            raise click.BadParameter(f"{entry.argument}: {entry.reason}.", param_hint=option)
         pictures.append(Path(entry))
     return tuple(pictures)
 
@@ -162,4 +170,17 @@ def report_lines(report: ExportReport) -> Iterator[str]:
         yield f"not measured: {gap}"
     seconds = sum(report.seconds.values())
     proof = "equal to its source" if report.passed else "NOT equal to its source, as was allowed"
+    precision = report.parity.get("recipe", {}).get("precision", "fp32")
+    if report.passed and precision != "fp32":
+        proof = f"{precision}, {_agreement(report)}"
     yield f"{report.bundle}: {report.size / 1e6:.1f} MB, {proof}; took {seconds:.1f} s"
+
+
+def _agreement(report: ExportReport) -> str:
+    """How a bundle in fewer bits passed."""
+    heads = report.parity.get("heads", {}).values()
+    shares = [h.get("top1_agreement", h.get("logits", {}).get("top1_agreement")) for h in heads]
+    least = min((share for share in shares if share is not None), default=1.0)
+    task = report.parity.get("task")
+    text = f"top-1 agreement with its source {least:.4f}"
+    return text + (f", {task['name']} {task['value']:.4f}" if task else "")

@@ -39,7 +39,7 @@ _OPTIONS = (
     click.option("--revision", help="Commit, branch or tag, where CHECKPOINT is a hub id."),
     click.option(
         "--precision",
-        type=click.Choice(["fp32", "int8"]),
+        type=click.Choice(["fp32", "int8", "int4"]),
         help="What the head is computed with.  [default: as the head before, or the first one]",
     ),
     click.option(
@@ -51,9 +51,14 @@ _OPTIONS = (
     click.option(
         "--agreement",
         type=click.FloatRange(0, 1),
-        default=0.99,
-        show_default=True,
-        help="Least share of equal tokens, fed with the source's own, that int8 must reach.",
+        help="Least share of equal tokens, fed with the source's own, that fewer bits must reach.  "
+        "[default: 0.99 for int8, 0.95 for int4]",
+    ),
+    click.option(
+        "--calibration",
+        multiple=True,
+        metavar="IMAGE",
+        help="Round 4-bit weights by these pictures (file, folder or pattern); may be repeated.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine."),
     click.option(
@@ -131,6 +136,7 @@ def _options(chosen: dict[str, Any]) -> HeadOptions:
         kind=chosen["kind"],
         revision=chosen["revision"],
         precision=chosen["precision"],
+        calibration=chosen_pictures(chosen["calibration"], "--calibration"),
         gate=GateOptions(
             images=chosen_pictures(chosen["images"]),
             agreement=chosen["agreement"],

@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from primelens.errors import CheckpointError, UnsupportedError
+from primelens.export.calibration import Observed
 from primelens.export.checkpoint import Checkpoint
 from primelens.export.kinds import TOKENIZER, kind_of
 from primelens.export.options import ExportOptions
@@ -27,6 +28,7 @@ from primelens.manifest import HeadSpec, RankHeadSpec, Source, TapSpec, TowerSpe
 __all__ = [
     "Draft",
     "check_heads",
+    "check_source",
     "draft_bundle",
     "producer",
     "tap_identities",
@@ -58,15 +60,25 @@ class Draft:
     saved_bytes: int = 0
 
 
-def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptions) -> Draft:
+def draft_bundle(
+    checkpoint: Checkpoint,
+    split: ModelSplit,
+    options: ExportOptions,
+    observed: Mapping[str, Observed] | None = None,
+) -> Draft:
     """Build, quantise and narrow all graphs.
+
+    Args:
+        checkpoint: the source.
+        split: where the seam runs through it.
+        options: precision (any but "auto"), storage, name.
+        observed: what 4-bit weights are rounded by; see `Recipe.apply`.
 
     Raises:
         CheckpointError: the preprocessing does not fit the tower, or the tower cannot be exported.
         UnsupportedError: the generation_config asks for what decoding does not honour.
     """
-    shape = _input_shape(checkpoint, split)
-    check_heads(split)
+    shape = check_source(checkpoint, split)
     steps = recipe(options.precision)
     tower_model = build_tower(split.tower, shape)
     shapes = tap_shapes(tower_model)
@@ -74,9 +86,10 @@ def draft_bundle(checkpoint: Checkpoint, split: ModelSplit, options: ExportOptio
     heads: dict[str, HeadSpec | RankHeadSpec] = {}
     for name, head in split.heads.items():
         kind = kind_of(head)
-        graphs |= kind.graphs(name, head, shapes[head.tap])
-        heads[name] = kind.spec(name, head, checkpoint, steps.name)
-    steps.apply(graphs)
+        own = kind.graphs(name, head, shapes[head.tap])
+        heads[name] = kind.spec(name, head, checkpoint, steps.precision_of(own))
+        graphs |= own
+    steps.apply(graphs, observed)
     saved = 0
     if options.storage == "auto":
         saved = sum(narrow_weights(graph) for graph in graphs.values())
@@ -120,8 +133,15 @@ def tap_shapes(tower: ir.Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _input_shape(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, ...]:
-    """Of one preprocessed picture."""
+def check_source(checkpoint: Checkpoint, split: ModelSplit) -> tuple[int, ...]:
+    """The shape of one preprocessed picture; raises for what can be known before any graph is
+    built.
+
+    Raises:
+        CheckpointError: the preprocessing does not fit the tower.
+        UnsupportedError: the generation_config asks for what decoding does not honour.
+    """
+    check_heads(split)
     shape = checkpoint.preprocessing.output_shape
     if shape is None:
         raise CheckpointError(

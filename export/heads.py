@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,21 +21,26 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from primelens.errors import OptionError, UnsupportedError
+from primelens.export.calibration import Observed, observe, watched_rows
 from primelens.export.draft import check_heads, tap_identities, tap_shapes, tap_weights
 from primelens.export.gate import GateReport
 from primelens.export.golden import golden_parity
 from primelens.export.head_source import HeadSource, open_head
 from primelens.export.kinds import kind_of
-from primelens.export.options import ExportReport, GateOptions
+from primelens.export.options import ExportOptions, ExportReport, GateOptions
 from primelens.export.pipeline import UNMEASURED, Clock, prove, unmeasured
-from primelens.export.quantise import FLOAT32, INT8, Recipe, recipe
+from primelens.export.quantise import FLOAT32, RECIPES, Recipe, recipe, recipe_of_variant
+from primelens.export.questions import questions_for
 from primelens.export.quiet import quiet_transformers
+from primelens.export.registry import HeadSplit
 from primelens.export.remake import Remake, check_name, in_place, remade, take_out
 from primelens.export.same_tower import check_same_tower
 from primelens.export.seam import ask_at_the_seam, pictures_for
 from primelens.export.storage import narrow_weights, save_graph
 from primelens.export.tower_graph import build_tower
 from primelens.export.towers import tapped_at
+from primelens.export.trial import calibration_pictures
+from primelens.images import ImageSource
 from primelens.manifest import Source, TapSpec
 from primelens.preprocessing import Preprocessing
 from primelens.schema import encode
@@ -54,9 +60,9 @@ class HeadOptions:
         kind: "caption" or "answer": what a head that continues prompts is called, because its
             architecture cannot tell; None leaves it to the exporter.
         revision: commit, branch or tag, where the checkpoint is a hub id.
-        precision: "fp32" or "int8"; None takes that of the head that is replaced, else that of the
-            bundle's first head.
-        storage: as in `ExportOptions`.
+        precision: "fp32", "int8" or "int4"; None takes that of the head that is replaced, else
+            that of the bundle's first head.
+        storage, calibration: as in `ExportOptions`.
         gate: how to prove it.
     """
 
@@ -64,13 +70,16 @@ class HeadOptions:
     head: str | None = None
     kind: Literal["caption", "answer"] | None = None
     revision: str | None = None
-    precision: Literal["fp32", "int8"] | None = None
+    precision: Literal["fp32", "int8", "int4"] | None = None
     storage: Literal["auto", "fp32"] = "auto"
+    calibration: tuple[ImageSource, ...] = ()
     gate: GateOptions = field(default_factory=GateOptions)
 
     def __post_init__(self) -> None:
-        if self.precision not in (None, "fp32", "int8"):
-            raise OptionError(f"precision is {self.precision!r}; it must be 'fp32' or 'int8'.")
+        if self.precision is not None and self.precision not in RECIPES:
+            raise OptionError(
+                f"precision is {self.precision!r}; a head knows: {', '.join(RECIPES)}."
+            )
 
 
 def add_head(
@@ -143,7 +152,9 @@ def _put_in(
         with clock.stage("build"):
             if source.head.tap not in remake.tower.taps:
                 _add_tap(remake, source, _Workshop(workshop, options.storage))
-            _build(remake, source, name, steps, _Workshop(workshop, options.storage))
+            observed = _observed(remake, source, name, steps, options)
+            last = _Workshop(workshop, options.storage, observed)
+            _build(remake, source, name, steps, last)
         with clock.stage("ask the source"):
             pictures = pictures_for(remake.golden, preprocessing, options.gate)
             answers = _ask(remake, source, steps, pictures, options.gate)
@@ -162,14 +173,20 @@ def _put_in(
 
 @dataclass(frozen=True)
 class _Workshop:
-    """Where new graphs are written, and how."""
+    """Where new graphs are written, and how.
+
+    Attributes:
+        folder, storage: see `HeadOptions`.
+        observed: what 4-bit weights are rounded by.
+    """
 
     folder: Path
     storage: Literal["auto", "fp32"]
+    observed: Mapping[str, Observed] = field(default_factory=dict)
 
     def save(self, graphs: Mapping[str, ir.Model], steps: Recipe) -> dict[str, Path]:
         """Rewrite, narrow and write graphs; name → path of every file."""
-        steps.apply(graphs)
+        steps.apply(graphs, self.observed)
         files: list[str] = []
         for stem, graph in graphs.items():
             if self.storage == "auto":
@@ -196,24 +213,50 @@ def _add_tap(remake: Remake, source: HeadSource, workshop: _Workshop) -> None:
     graph = build_tower(split, shape)
     identities = tap_identities(source.split, preprocessing.to_dict())
     spec = TapSpec(identities[new], tap_shapes(graph)[new], tap_weights(split, new))
-    steps = next(steps for steps in (FLOAT32, INT8) if steps.variant == tower.variant)
+    steps = recipe_of_variant(tower.variant)
     remake.made |= workshop.save({"tower": graph}, steps)
     remake.tower = replace(tower, graph="tower.onnx", taps={**tower.taps, new: spec})
 
 
+def _observed(
+    remake: Remake, source: HeadSource, name: str, steps: Recipe, options: HeadOptions
+) -> dict[str, Observed]:
+    """What the head's decoder is fed with, from a trial in float32; empty where nobody asks."""
+    if not steps.four or not isinstance(source.head, HeadSplit):
+        return {}
+    made, heads = dict(remake.made), dict(remake.heads)
+    with TemporaryDirectory() as folder:
+        graphs, trial = Path(folder, "graphs"), Path(folder, "trial")
+        graphs.mkdir()
+        trial.mkdir()
+        built = _build(remake, source, name, FLOAT32, _Workshop(graphs, "fp32"))
+        remake.write(trial)
+        names = {
+            stem: watched_rows(graph) for stem, graph in built.items() if fnmatch(stem, steps.four)
+        }
+        asked = ExportOptions(calibration=options.calibration, gate=options.gate)
+        pictures = calibration_pictures(source.checkpoint, source.split, asked)
+        questions = questions_for(source.checkpoint.tokenizer, source.head, len(pictures))
+        threads = options.gate.threads
+        found = observe(trial, names, pictures, questions={name: questions}, threads=threads)
+    remake.made, remake.heads = made, heads
+    return found
+
+
 def _build(
     remake: Remake, source: HeadSource, name: str, steps: Recipe, workshop: _Workshop
-) -> None:
-    """The head's graphs, its tokenizer and its place in the manifest."""
+) -> dict[str, ir.Model]:
+    """The head's graphs, which are returned, its tokenizer and its place in the manifest."""
     kind, shape = kind_of(source.head), remake.tower.taps[source.head.tap].shape
-    spec = kind.spec(name, source.head, source.checkpoint, steps.name)
+    graphs = kind.graphs(name, source.head, shape)
+    spec = kind.spec(name, source.head, source.checkpoint, steps.precision_of(graphs))
     replaced = remake.bundle.manifest.heads.get(name)
     if replaced is not None and replaced.kind != spec.kind:
         raise OptionError(
             f"The head {name!r} is a {replaced.kind} head, the checkpoint's is a {spec.kind} head.",
             remedy="Remove the one and add the other: primelens remove-head, add-head.",
         )
-    remake.made |= workshop.save(kind.graphs(name, source.head, shape), steps)
+    remake.made |= workshop.save(graphs, steps)
     text = source.checkpoint.tokenizer_json.encode("utf-8")
     tokenizer = _same_tokenizer(remake, text)
     if tokenizer is None:
@@ -223,6 +266,7 @@ def _build(
     heads = {**remake.heads, name: replace(spec, tokenizer=tokenizer)}
     order = [*remake.bundle.manifest.heads, name]
     remake.heads = {key: heads[key] for key in dict.fromkeys(order) if key in heads}
+    return graphs
 
 
 def _same_tokenizer(remake: Remake, text: bytes) -> str | None:

@@ -213,4 +213,5 @@ def _product(body: _Body, operands: tuple[ir.Value, ir.Value, ir.Value, ir.Value
     wide = body.op("Cast", [total], to=ir.DataType.FLOAT.value)
     y = body.op("Mul", [wide, body.op("Div", [most, full])])
     y = body.op("Mul", [y, scale])
-    return body.op("Add", [y, bias])
+    # Sum, because the engine would fuse an Add with what follows, and add in another order.
+    return body.op("Sum", [y, bias])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from primelens.errors import OptionError
+from primelens.images import ImageSource
 from primelens.manifest import Domain
 
-__all__ = ["ExportOptions", "ExportReport", "GateOptions"]
+__all__ = ["AGREEMENT", "ExportOptions", "ExportReport", "GateOptions", "Precision", "TaskMetric"]
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int4", "auto"]
+
+#: What a bundle in fewer bits must reach by default: top-1 agreement with its source,
+#: teacher-forced.
+AGREEMENT = {"int8": 0.99, "int4": 0.95}
 
 _ANY_DOMAIN = Domain("General photographs; the exporter was told nothing more specific.")
 
@@ -27,7 +32,8 @@ class GateOptions:
         steps: tokens of the forced comparison, end tokens forbidden.
         threads: threads of the inference engine.
         seed: of the random pictures.
-        agreement: least top-1 agreement of a quantised bundle with its source, teacher-forced.
+        agreement: least top-1 agreement of a quantised bundle with its source, teacher-forced;
+            None asks for what its precision is held to (`AGREEMENT`).
         allow_mismatch: write the bundle although the gate failed; the manifest says so.
     """
 
@@ -36,7 +42,7 @@ class GateOptions:
     steps: int = 24
     threads: int | None = None
     seed: int = 0
-    agreement: float = 0.99
+    agreement: float | None = None
     allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
@@ -44,14 +50,41 @@ class GateOptions:
             if getattr(self, name) < 2:
                 raise OptionError(f"{name} is {getattr(self, name)}; the gate needs at least 2.")
 
+    def least_agreement(self, precision: str) -> float:
+        """What a head of this precision must reach."""
+        return AGREEMENT.get(precision, 1.0) if self.agreement is None else self.agreement
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """How well a bundle does its task, on labelled data.
+
+    Attributes:
+        name: metric and data, for the manifest: "CIDEr-D on val.json".
+        measure: the bundle's folder → the metric; higher is better, and a point is 0.01.
+        reference: what it is in float32; the export measures that first.
+    """
+
+    name: str
+    measure: Callable[[Path], float]
+    reference: float | None = None
+
+    def least(self, precision: str) -> float:
+        """What a bundle of this precision must reach: in 8 bits all but half a per cent of the
+        reference, in 4 bits all but a point.
+        """
+        reference = self.reference or 0.0
+        return reference - 0.01 if precision == "int4" else 0.995 * reference
+
 
 @dataclass(frozen=True)
 class ExportOptions:
     """How a checkpoint becomes a bundle.
 
     Attributes:
-        precision: "fp32", or "int8" for weights of 8 bits (computed with in float32 or, in the
-            decoder's products, with activations rounded per row).
+        precision: "fp32"; "int8" for products of 8-bit weights with activations that are rounded
+            row by row; "int4" for decoders with 4-bit weights beside the rest of "int8"; "auto"
+            for the narrowest of these that passes its gate.
         storage: "auto" stores weights in half the bytes where that loses nothing, "fp32" never
             does.
         head_kind: "caption" or "answer": what a head that continues prompts is called, because
@@ -63,6 +96,9 @@ class ExportOptions:
         domain: what pictures the model was made for; ``detector`` is taken from ``detector_file``.
         detector_file: a safetensors file with a fitted `primelens.domain` detector.
         overwrite: replace an existing bundle.
+        calibration: pictures (paths, bytes or arrays) that 4-bit weights are rounded by; random
+            structured ones where there are none.
+        metric: what the bundle must do as well as in float32, where that can be measured.
         gate: how to prove it.
     """
 
@@ -75,11 +111,14 @@ class ExportOptions:
     domain: Domain = _ANY_DOMAIN
     detector_file: Path | None = None
     overwrite: bool = False
+    calibration: tuple[ImageSource, ...] = ()
+    metric: TaskMetric | None = None
     gate: GateOptions = field(default_factory=GateOptions)
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "int8"):
-            raise OptionError(f"precision is {self.precision!r}; it must be 'fp32' or 'int8'.")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise OptionError(f"precision is {self.precision!r}; known: {known}.")
         if self.storage not in ("auto", "fp32"):
             raise OptionError(f"storage is {self.storage!r}; it must be 'auto' or 'fp32'.")
         if self.head_kind not in (None, "caption", "answer"):

@@ -1,20 +1,22 @@
 """Quantisation recipes: what happens to the graphs between building and writing.
 
 A `Recipe` is a named list of rewrites, each for certain graphs. The float32 recipe has none. The
-``int8`` recipe holds to one rule: what is computed for a row must not depend on the rows beside it.
-So no operator that scales activations over a whole batch is used.
+others hold to one rule: what is computed for a row must not depend on the rows beside it. So no
+operator that scales activations over a whole batch is used.
 
-* Decoder products become MatMulNBits: weights of 8 bits in blocks of 32, activations rounded to 8
-  bits in blocks of 32 *within their row*. The token table is quantised once and read by both its
+* Products with constant weights, of tower, connector and decoder, become the operators of
+  `primelens.kernels`: weights of 8 bits with one scale per column, activations rounded to 8 bits
+  with one scale per row, sums that are exact. The token table is rounded once and read by both its
   users, the lookup and the head.
-* Tower and connector keep computing in float32 with weights that are *stored* as 8 bits per output
+* Convolutions keep computing in float32 with weights that are *stored* as 8 bits per output
   channel: ``Cast`` and ``Mul`` widen them, and the engine folds both when it opens the graph.
+  Tables that are only looked up in are stored as 8 bits per row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,15 +24,30 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from primelens.export.graph import MICROSOFT
+from primelens.export.calibration import Observed
+from primelens.export.linear_functions import add_functions
+from primelens.export.products import add_initializer, find_products
+from primelens.export.rounding import calibrated4, round4, round8
+from primelens.kernels.layout import BLOCK
 
-__all__ = ["FLOAT32", "INT8", "Recipe", "Rewrite", "quantise_decoder", "recipe", "store_in_int8"]
+__all__ = [
+    "FLOAT32",
+    "INT4",
+    "INT8",
+    "RECIPES",
+    "Recipe",
+    "Rewrite",
+    "quantise_products",
+    "quantise_to_four",
+    "recipe",
+    "recipe_of_variant",
+    "store_in_int8",
+    "store_tables",
+]
 
 Rewrite = Callable[[ir.Model], None]
 Array = NDArray[Any]
 
-BLOCK = 32
-_ZERO_POINT = 128  # of unsigned 8-bit weights; the operators' default
 _LEAST = 4096  # values; smaller weights are not worth it
 # Operator → input that holds its weight → axis of the output channels.
 _CHANNEL_AXES = {"MatMul": {1: 1}, "Conv": {1: 0}}
@@ -44,118 +61,61 @@ class Recipe:
         name: the precision that heads declare.
         variant: what the tower declares; part of a kept embedding's key.
         rewrites: pattern of graph names (``*.decoder``) → what is done to those graphs.
+        four: pattern of the graphs whose products have 4 bits where that is possible; before the
+            other rewrites.
     """
 
     name: str
     variant: str
     rewrites: tuple[tuple[str, Rewrite], ...] = ()
+    four: str = ""
 
-    def apply(self, graphs: Mapping[str, ir.Model]) -> None:
-        """Rewrite the graphs in place."""
+    def precision_of(self, graphs: Iterable[str]) -> str:
+        """What a head with these graphs declares: nothing of a rank head has 4 bits."""
+        four = any(fnmatchcase(name, self.four) for name in graphs)
+        return INT8.name if self.four and not four else self.name
+
+    def apply(
+        self, graphs: Mapping[str, ir.Model], observed: Mapping[str, Observed] | None = None
+    ) -> None:
+        """Rewrite the graphs in place.
+
+        Args:
+            graphs: by name.
+            observed: of graphs with 4 bits, what their products are fed with; of others, and
+                where it is absent, weights are rounded to the nearest.
+        """
+        for name, graph in graphs.items():
+            if fnmatchcase(name, self.four):
+                quantise_to_four(graph, (observed or {}).get(name, Observed()))
         for pattern, rewrite in self.rewrites:
             for name, graph in graphs.items():
                 if fnmatchcase(name, pattern):
                     rewrite(graph)
 
 
-# Blocks within rows: the decoder --------------------------------------------------------------
+def quantise_products(model: ir.Model) -> None:
+    """Products with constant weights, and token tables, to the kernels' 8 bits.
 
-
-def quantise_blocks(weight: Array) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """``[N, K]`` → values ``[N, K]`` around 128 and scales ``[N, K / 32]``; K a multiple of 32."""
-    blocks = np.ascontiguousarray(weight, np.float32).reshape(len(weight), -1, BLOCK)
-    scales = np.abs(blocks).max(axis=2) / np.float32(127)
-    scales[scales == 0] = 1
-    values = np.rint(blocks / scales[..., None]) + _ZERO_POINT
-    return values.astype(np.uint8).reshape(weight.shape), scales.astype(np.float32)
-
-
-def quantise_decoder(model: ir.Model) -> None:
-    """Products and token table of a decoder graph to 8 bits; see the module's docstring.
-
-    A weight whose inner width is no multiple of 32 keeps its precision.
+    A weight whose inner width is no multiple of 4 keeps its precision.
     """
-    graph = model.graph
-    for value in list(graph.initializers.values()):
-        uses = _weight_uses(value)
-        if not uses:
-            continue
-        tables = [node for node, kind in uses if kind in ("Gather", "Gemm")]
-        if tables:
-            _quantise_table(graph, value, tables)
-        else:
-            (node,) = (node for node, _ in uses)
-            _quantise_product(graph, value, node)
+    for product in find_products(model.graph):
+        product.replace(round8(product.values()))
+    add_functions(model)
 
 
-def _weight_uses(value: ir.Value) -> list[tuple[ir.Node, str]]:
-    """The operators that multiply with or look up in a matrix of quantisable shape, else nothing.
+def quantise_to_four(model: ir.Model, observed: Observed) -> None:
+    """Products and their token tables to the kernels' 4 bits.
 
-    Position tables are looked up too, but never multiplied with: they stay as they are.
+    A weight whose inner width is no multiple of 32 is left as it is.
     """
-    tensor = value.const_value
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
-        return []
-    uses = [(node, node.op_type) for node, _ in value.uses()]
-    kinds = {kind for _, kind in uses}
-    rows, columns = tensor.shape.numpy()
-    inner = rows if kinds == {"MatMul"} else columns
-    known = kinds == {"MatMul"} or kinds <= {"Gather", "Gemm"}
-    if not known or inner % BLOCK or tensor.size < _LEAST:
-        return []
-    return [] if str(value.name).endswith("positions") else uses
+    for product in find_products(model.graph, BLOCK):
+        hessian = observed.mean(str(product.rows.name))
+        weight = product.values()
+        product.replace(round4(weight) if hessian is None else calibrated4(weight, hessian))
 
 
-def _quantise_product(graph: ir.Graph, value: ir.Value, node: ir.Node) -> None:
-    assert value.const_value is not None
-    weight = value.const_value.numpy()  # [K, N]
-    values, scales = quantise_blocks(weight.T)
-    inner, width = weight.shape
-    name = str(value.name)
-    packed = values.reshape(width, inner // BLOCK, BLOCK)
-    inputs = [
-        node.inputs[0],
-        _initializer(graph, f"{name}.values", packed),
-        _initializer(graph, f"{name}.scales", scales),
-    ]
-    _replace(graph, node, "MatMulNBits", inputs, _product(inner, width), domain=MICROSOFT)
-    del graph.initializers[name]
-
-
-def _product(inner: int, width: int) -> dict[str, Any]:
-    """Attributes of a product; accuracy level 4 rounds activations within row and block."""
-    return {"K": inner, "N": width, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
-
-
-def _quantise_table(graph: ir.Graph, value: ir.Value, nodes: list[ir.Node]) -> None:
-    assert value.const_value is not None
-    weight = value.const_value.numpy()  # [V, C]
-    width, inner = weight.shape
-    name = str(value.name)
-    values, scales = quantise_blocks(weight)
-    table = _initializer(graph, f"{name}.values", values)
-    scale = _initializer(graph, f"{name}.scales", scales)
-    for node in nodes:
-        if node.op_type == "Gather":
-            attributes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-            inputs = [table, node.inputs[1], scale]
-            _replace(graph, node, "GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)
-            continue
-        # The product wants the blocks as an axis of their own; the engine folds the reshape.
-        shape = _initializer(
-            graph, f"{name}.blocks", np.array([width, inner // BLOCK, BLOCK], np.int64)
-        )
-        blocks = ir.node("Reshape", [table, shape], name=f"{name}.packed")
-        blocks.outputs[0].name = f"{name}.packed"
-        graph.insert_before(node, blocks)
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        inputs = [node.inputs[0], blocks.outputs[0], scale]
-        inputs += [] if bias is None else [None, None, bias]
-        _replace(graph, node, "MatMulNBits", inputs, _product(inner, width), domain=MICROSOFT)
-    del graph.initializers[name]
-
-
-# Channels: tower and connector ----------------------------------------------------------------
+# Weights that are stored narrow and computed with in float32 ------------------------------------
 
 
 def quantise_channels(weight: Array, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -176,10 +136,10 @@ def store_in_int8(model: ir.Model) -> None:
         assert value.const_value is not None
         values, scales = quantise_channels(value.const_value.numpy(), axis)
         name = str(value.name)
-        inputs = [_initializer(graph, f"{name}.values", values)]
+        inputs = [add_initializer(graph, f"{name}.values", values)]
         widen = ir.node("Cast", inputs, {"to": ir.DataType.FLOAT.value}, name=f"{name}.widen")
         widen.outputs[0].name = f"{name}.wide"
-        scale = _initializer(graph, f"{name}.scales", scales)
+        scale = add_initializer(graph, f"{name}.scales", scales)
         scaled = ir.node("Mul", [widen.outputs[0], scale], name=f"{name}.scale")
         scaled.outputs[0].name = f"{name}.scaled"
         value.replace_all_uses_with(scaled.outputs[0])
@@ -202,53 +162,59 @@ def _channel_axis(value: ir.Value) -> int | None:
     return axes.pop() if len(axes) == 1 else None
 
 
-def _initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
+def store_tables(model: ir.Model) -> None:
+    """Store large tables that are only looked up in as 8 bits per row; positions stay as they
+    are.
+    """
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        tensor, uses = value.const_value, value.uses()
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _LEAST:
+            continue
+        looked_up = all(node.op_type == "Gather" and index == 0 for node, index in uses)
+        if not (uses and looked_up and len(tensor.shape) == 2) or "position" in str(value.name):
+            continue
+        values, scales = quantise_channels(tensor.numpy(), 0)
+        name = str(value.name)
+        table = add_initializer(graph, f"{name}.values", values)
+        scale = add_initializer(graph, f"{name}.scales", scales)
+        for node, _ in list(uses):
+            _look_up(graph, node, table, scale)
+        del graph.initializers[name]
 
 
-def _replace(
-    graph: ir.Graph,
-    node: ir.Node,
-    op_type: str,
-    inputs: list[ir.Value | None],
-    attributes: dict[str, Any],
-    *,
-    domain: str,
-) -> None:
-    """Put another operator in a node's place, under the same output name."""
-    new = ir.node(op_type, inputs, attributes, domain=domain, name=node.name)
-    old = node.outputs[0]
-    output = new.outputs[0]
-    output.name, output.type, output.shape = old.name, old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-    graph.insert_before(node, new)
+def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -> None:
+    """Rows of a table of integers, widened and scaled, in the place of ``node``."""
+    name, ids = str(node.outputs[0].name), node.inputs[1]
+    rows = ir.node("Gather", [table, ids], {"axis": 0}, name=f"{name}.rows")
+    wide = ir.node("Cast", rows.outputs, {"to": ir.DataType.FLOAT.value}, name=f"{name}.wide")
+    scales = ir.node("Gather", [scale, ids], {"axis": 0}, name=f"{name}.row_scales")
+    whole = ir.node("Mul", [wide.outputs[0], scales.outputs[0]], name=f"{name}.scaled")
+    new, old = whole.outputs[0], node.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.insert_before(node, [rows, wide, scales, whole])
     graph.remove(node, safe=True)
+    for part in (rows, wide, scales):
+        part.outputs[0].name = part.name
+    new.name = name
 
+
+_ROWS = (quantise_products, store_tables, store_in_int8)
 
 FLOAT32 = Recipe("fp32", "fp32")
-INT8 = Recipe(
-    "int8",
-    "int8-weights",
-    (
-        ("*.decoder", quantise_decoder),
-        ("*.connector", store_in_int8),
-        ("*.question", store_in_int8),
-        ("*.image", store_in_int8),
-        ("*.text", store_in_int8),
-        ("*.match", store_in_int8),
-        ("tower", store_in_int8),
-    ),
-)
+INT8 = Recipe("int8", "int8-rows", tuple(("*", rewrite) for rewrite in _ROWS))
+INT4 = replace(INT8, name="int4", four="*.decoder")
+RECIPES = {each.name: each for each in (FLOAT32, INT8, INT4)}
+# What towers of earlier bundles declare; their graphs are made again where a tap is added.
+_EARLIER = (Recipe("int8", "int8-weights", (("tower", store_in_int8),)),)
 
 
 def recipe(precision: str) -> Recipe:
     """The recipe for a precision; raises KeyError for an unknown one."""
-    return {"fp32": FLOAT32, "int8": INT8}[precision]
+    return RECIPES[precision]
+
+
+def recipe_of_variant(variant: str) -> Recipe:
+    """The recipe that a tower's variant names; raises KeyError for an unknown one."""
+    return {each.variant: each for each in (*_EARLIER, *RECIPES.values())}[variant]

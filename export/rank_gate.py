@@ -205,9 +205,10 @@ class _RankGate:
             best = [found.argmax(axis=a) == wanted.argmax(axis=a) for a in (0, 1)]
             share = float(np.concatenate(best).mean())
             measured["top1_agreement"] = min(share, measured.get("top1_agreement", 1.0))
-            if share >= self._options.agreement:
+            least = self._options.least_agreement(self._head.spec.precision)
+            if share >= least:
                 return []
-            return [f"{score}: top-1 agreement is {share:.4f}, below {self._options.agreement}"]
+            return [f"{score}: top-1 agreement is {share:.4f}, below {least}"]
         limit, failures, chosen = 2 * limit, [], RankOptions(score)
         for k in range(len(wanted)):
             image = self._report.encoded[k]

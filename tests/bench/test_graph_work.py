@@ -60,3 +60,20 @@ def test_a_real_bundles_towers_and_decoders_are_counted(tiny_bundle: Path) -> No
     # GPT-2 of width 64, 3 layers, cross-attention query and output, a vocabulary of 320.
     decoder = 2 * (3 * (4 * 64 * 64 + 2 * 64 * 64 + 2 * 64 * 256) + 64 * 320)
     assert weight_operations(tiny_bundle / "caption.decoder.onnx") == decoder
+
+
+def test_packed_weights_count_without_their_filling(tmp_path: Path) -> None:
+    """32 x 20 in 8 and in 4 bits, both stored as two panels of 16 columns."""
+    linear = helper.make_node("Linear", ["x", "w8", "s", "b"], ["y"], domain="primelens.kernels")
+    four = helper.make_node(
+        "Linear4", ["x", "w4", "s", "b", "m"], ["z"], domain="primelens.kernels"
+    )
+    weights = {
+        "w8": np.zeros((2, 8, 16, 4), np.uint8),
+        "w4": np.zeros((2, 1, 4, 64), np.uint8),
+        "m": np.zeros((2, 1, 16), np.uint8),
+        "s": np.zeros(20, np.float32),
+        "b": np.zeros(20, np.float32),
+    }
+    assert weight_operations(_save(tmp_path / "g.onnx", [linear], weights)) == 2 * 32 * 20
+    assert weight_operations(_save(tmp_path / "h.onnx", [four], weights)) == 2 * 32 * 20

@@ -111,7 +111,7 @@ def test_export_by_default_changes_nothing(run: Run, exporter: Exporter, tmp_pat
     ((checkpoint, out, options),) = exporter.calls
     assert (checkpoint, out) == ("c", tmp_path / "b")
     gate = vars(vars(options).pop("gate"))
-    assert gate == {"images": (), "agreement": 0.99, "threads": None, "allow_mismatch": False}
+    assert gate == {"images": (), "agreement": None, "threads": None, "allow_mismatch": False}
     assert vars(options) == {
         "precision": "fp32",
         "storage": "auto",
@@ -155,7 +155,7 @@ def test_the_real_options_take_what_the_command_line_gives(
 
     fields = {"precision": "int8", "storage": "fp32", "name": "n", "revision": "r"}
     rest = {"license": "MIT", "domain": "cats", "images": ("deep",), "threads": 2}
-    rest |= {"agreement": 0.9, "head_kind": "answer"}
+    rest |= {"agreement": 0.9, "head_kind": "answer", "calibration": "deep"}
     flags = {"overwrite": True, "allow_mismatch": True, "as_json": False}
     made = _options(ExportRequest(checkpoint="c", out=Path("b"), **fields, **rest, **flags))  # type: ignore[arg-type]
     assert isinstance(made, ExportOptions)

@@ -313,6 +313,6 @@ def test_an_eight_bit_tower_gets_an_exact_head(checkpoints: Checkpoints, tmp_pat
     chosen = replace(OPTIONS, precision="fp32", out=tmp_path / "both")
     add_head(tmp_path / "bundle", checkpoints("tiny-vitbert"), "exact", chosen)
     manifest = open_bundle(tmp_path / "both").manifest
-    assert (manifest.tower.variant, manifest.heads["exact"].precision) == ("int8-weights", "fp32")
+    assert (manifest.tower.variant, manifest.heads["exact"].precision) == ("int8-rows", "fp32")
     assert "fed_with" in manifest.parity["heads"]["exact"]
     assert list(open_bundle(tmp_path / "bundle").manifest.heads) == ["caption"]

@@ -202,16 +202,16 @@ def test_a_half_precision_checkpoint_is_stored_in_half(
 @pytest.mark.parametrize("name", ["tiny-vitgpt2", "tiny-vitbert"])
 def test_eight_bits(checkpoints: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """Random weights hold their candidates close together, so the agreement asked for is less."""
-    gate = replace(GATE, agreement=0.8)
+    gate = replace(GATE, agreement=0.7)
     out = tmp_path / "out"
     report = export_checkpoint(checkpoints(name), out, ExportOptions(precision="int8", gate=gate))
     measured = report.parity["heads"]["caption"]
-    assert 0.8 <= measured["logits"]["top1_agreement"] <= 1
+    assert 0.7 <= measured["logits"]["top1_agreement"] <= 1
     assert 1e-4 < measured["tap"]["relative_rms_error"] < 0.03
-    assert "0.8" in report.parity["rule"]
+    assert "0.7" in report.parity["rule"]
     manifest = open_bundle(out).manifest
     assert manifest.heads["caption"].precision == "int8"
-    assert manifest.tower.variant == "int8-weights"
+    assert manifest.tower.variant == "int8-rows"
     assert verify(out, options=primelens.LoadOptions(threads=1)).passed
     wide = 4 * sum(p.numel() for p in open_checkpoint(checkpoints(name)).model.parameters())
     assert sum(path.stat().st_size for path in out.glob("*.weights")) < 0.45 * wide

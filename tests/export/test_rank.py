@@ -219,7 +219,7 @@ def test_eight_bits_keep_the_order(drafted: Callable[[str], Drafted], tmp_path: 
     )
     INT8.apply(draft.graphs)
     names = list(draft.graphs["rank.text"].graph.initializers)
-    assert any(name.endswith(".scales") for name in names)
+    assert any(name.endswith(".packed") for name in names)
     gate = _replace(OPTIONS.gate, agreement=0.7)
     (tmp_path / "out").mkdir()
     write_draft(draft, tmp_path / "out", OPTIONS)
