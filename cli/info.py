@@ -58,10 +58,24 @@ def describe(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "tower", f"{tower.family}, {tower.variant}, taps: {taps}{graph}"
     for name, head in manifest.heads.items():
         yield from _head(name, head)
+    if tower.variant == "int8-rows" or any(
+        head.precision != "fp32" for head in manifest.heads.values()
+    ):
+        yield "kernels", _kernels()
     yield "golden", manifest.golden or "none: nothing to replay"
     yield "written by", ", ".join(f"{name} {v}" for name, v in manifest.producer.items())
     for name, value in _flat(manifest.parity):
         yield f"parity {name}", value
+
+
+def _kernels() -> str:
+    """What multiplies with weights of fewer bits on this machine."""
+    from primelens.kernels import library
+
+    found = library()
+    if found.path is not None:
+        return f"compiled, {found.version}"
+    return f"none, the same results but slower: {found.reason}"
 
 
 def _head(name: str, head: HeadSpec | RankHeadSpec) -> Iterator[tuple[str, str]]:

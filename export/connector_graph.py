@@ -72,15 +72,19 @@ def key_values(
     # One wide product instead of two a layer: the same bits, some 10 % less time at batch 1.
     fused = np.concatenate([linear.weight for linear in linears], axis=1)
     product = g.op("MatMul", [states, g.weight("cross.weight", fused)], "cross.product")
+    biases = [linear.bias for linear in linears]
+    if any(bias is not None for bias in biases):
+        size = fused.shape[1] // len(linears)
+        whole = [np.zeros(size, np.float32) if bias is None else bias for bias in biases]
+        bias = g.weight("cross.bias", np.concatenate(whole))
+        product = g.op("Add", [product, bias], "cross.sum")
     parts = g.ops(
         "Split", [product], [f"{name}.part" for name in names], axis=2, num_outputs=len(names)
     )
     head_dim = layers[0].key.weight.shape[1] // heads
     shape = g.integers("heads.shape", [0, 0, heads, head_dim])
     outputs: list[tuple[ir.Value, ir.DataType, Sequence[int | str]]] = []
-    for name, linear, part in zip(names, linears, parts, strict=True):
-        if linear.bias is not None:
-            part = g.op("Add", [part, g.weight(f"{name}.bias", linear.bias)], f"{name}.sum")
+    for name, part in zip(names, parts, strict=True):
         split = g.op("Reshape", [part, shape], f"{name}.heads")
         output = g.op("Transpose", [split], name, perm=[0, 2, 1, 3])
         outputs.append((output, ir.DataType.FLOAT, ["B", heads, length, head_dim]))

@@ -16,14 +16,20 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from primelens.export.linear_functions import operator_name
 from primelens.export.rounding import Rounded
 from primelens.kernels import DOMAIN, layout
+from primelens.kernels.activations import QUICK
 
 __all__ = ["Product", "add_initializer", "find_products", "replace_node"]
 
 Array = NDArray[Any]
 
 _LEAST = 4096  # values; smaller weights are not worth it
+_OPERANDS = 2
+_ALIKE = 1e-6
+# The engine's operators of a sum and an activation.
+_BIAS_ACTIVATIONS = {"BiasGelu": "gelu", "FastGelu": "gelu_tanh"}
 _GROUP = 4  # K is a multiple of this at 8 bits
 
 
@@ -87,44 +93,64 @@ class Product:
         lookup = _Lookup(graph, name, arrays, scale)
         for node in self.lookups:
             lookup.replace(node)
-        inputs = [self.rows, arrays[0], scale, self._bias(), *arrays[1:]]
-        kind = "Linear" if rounded.multipliers is None else "Linear4"
-        replace_node(graph, self._folded(), kind, inputs, domain=DOMAIN)
-        if self.node.graph is not None:
-            graph.remove(self.node, safe=True)
+        nodes, bias, activation = self._followers()
+        inputs = [self.rows, arrays[0], scale, self._bias(bias), *arrays[1:]]
+        kind = operator_name(8 if rounded.multipliers is None else 4, activation)
+        replace_node(graph, nodes[-1], kind, inputs, domain=DOMAIN)
+        for node in reversed(nodes[:-1]):
+            graph.remove(node, safe=True)
         del graph.initializers[name]
 
-    def _bias(self) -> ir.Value:
+    def _bias(self, given: ir.Value | None) -> ir.Value:
         """What is added to the product, as the operator's input ``[N]``."""
-        if self.node.op_type == "Gemm":
-            given = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        else:
-            given = self._added()
         if given is not None:
             return given
         zeros = np.zeros(self.shape[1], np.float32)
         return add_initializer(self.graph, f"{self.name}.no_bias", zeros)
 
-    def _folded(self) -> ir.Node:
-        """The node whose output the operator yields: the product, or the sum behind it."""
-        if self.node.op_type == "Gemm" or self._added() is None:
-            return self.node
-        return self.node.outputs[0].uses()[0].node
+    def _followers(self) -> tuple[list[ir.Node], ir.Value | None, str]:
+        """The nodes that the operator stands for, from the product on; bias; and activation."""
+        nodes, bias = [self.node], None
+        if self.node.op_type == "Gemm" and len(self.node.inputs) > 2:
+            bias = self.node.inputs[2]
+        elif (found := self._added(nodes[-1], "Add")) is not None:
+            nodes, bias = [*nodes, found[0]], found[1]
+        if bias is None:
+            for kind, activation in _BIAS_ACTIVATIONS.items():
+                if (found := self._added(nodes[-1], kind)) is not None:
+                    return [*nodes, found[0]], found[1], activation
+        last = _only_user(nodes[-1])
+        activation = "none" if last is None else _activation_of(last)
+        return (nodes if last is None or activation == "none" else [*nodes, last]), bias, activation
 
-    def _added(self) -> ir.Value | None:
-        """The constant ``[N]`` of an ``Add`` that alone reads the product."""
-        uses = self.node.outputs[0].uses()
-        if (
-            len(uses) != 1
-            or uses[0].node.op_type != "Add"
-            or self.node.outputs[0].is_graph_output()
-        ):
+    def _added(self, node: ir.Node, kind: str) -> tuple[ir.Node, ir.Value] | None:
+        """The operator of a kind that alone reads ``node``, with a constant ``[N]`` besides."""
+        user = _only_user(node)
+        if user is None or user.op_type != kind or len(user.inputs) != _OPERANDS:
             return None
-        other = uses[0].node.inputs[1 - uses[0].idx]
+        other = next(value for value in user.inputs if value is not node.outputs[0])
         tensor = None if other is None or not other.is_initializer() else other.const_value
-        if tensor is None or tuple(tensor.shape.numpy()) != (self.shape[1],):
+        if other is None or tensor is None or tuple(tensor.shape.numpy()) != (self.shape[1],):
             return None
-        return other
+        return user, other
+
+
+def _only_user(node: ir.Node) -> ir.Node | None:
+    uses = node.outputs[0].uses()
+    alone = len(uses) == 1 and not node.outputs[0].is_graph_output()
+    return uses[0].node if alone else None
+
+
+def _activation_of(node: ir.Node) -> str:
+    """The kernels' name for what a node does, or "none"."""
+    if node.op_type == "Relu" and not node.domain:
+        return "relu"
+    if node.op_type == "Gelu" and not node.domain:
+        given = node.attributes.get("approximate")
+        tanh = given is not None and given.as_string() == "tanh"
+        return "gelu_tanh" if tanh else "gelu"
+    quick = node.op_type == "QuickGelu" and abs(_number(node, "alpha", 1.702) - QUICK) < _ALIKE
+    return "quick_gelu" if quick else "none"
 
 
 def find_products(graph: ir.Graph, multiple: int = _GROUP) -> list[Product]:
