@@ -224,5 +224,5 @@ static void product4(const pl_product *p, const pl_part *part) {
             }
 }
 
-const pl_version pl_avx2 = {"avx2", round_row, product8, product4, pl_reduce};
+const pl_version pl_avx2 = {"avx2", 0, round_row, product8, product4, pl_reduce};
 #endif

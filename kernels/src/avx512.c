@@ -104,11 +104,23 @@ INLINE void look_ahead(const uint8_t *w, const int rows) {
         _mm_prefetch((const char *)w + 8192, _MM_HINT_T1);
 }
 
+/* Where the first four bytes of a row lie, and how far from there the next four. One pointer serves
+ * all rows of a tile; with a row after the other there are more rows than registers for addresses. */
+typedef struct {
+    const int8_t *bytes;
+    size_t step;
+} rows_of;
+
+INLINE rows_of find_rows(const pl_product *p, size_t row) {
+    const size_t tile = pl_tile_rows(p->m), first = row / tile * tile;
+    return (rows_of){p->a + first * p->k + 4 * (row - first), 4 * pl_least(tile, p->m - first)};
+}
+
 /* Every loop over rows and panels is unrolled whole, or else the sums would not stay in registers. */
 INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows, const int panels) {
-    const size_t stride = p->k * PL_PANEL, a_stride = p->a_stride;
+    const size_t stride = p->k * PL_PANEL;
     const uint8_t *w = p->w + panel * stride;
-    const int8_t *a = p->a + row * a_stride;
+    const rows_of a = find_rows(p, row);
     __m512i sum[MOST_SUMS];
     float *y = p->y + row * p->y_stride + panel * PL_PANEL;
     UNROLL for (int r = 0; r < rows; r++) /* the lines that will be written arrive meanwhile */
@@ -123,7 +135,7 @@ INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows,
         UNROLL for (int c = 0; c < panels; c++)
             part[c] = _mm512_loadu_si512(w + (size_t)c * stride + k * PL_PANEL);
         UNROLL for (int r = 0; r < rows; r++) {
-            const __m512i x = four(a + (size_t)r * a_stride + k);
+            const __m512i x = four(a.bytes + k / 4 * a.step + 4 * r);
             UNROLL for (int c = 0; c < panels; c++)
                 sum[r * panels + c] = _mm512_dpbusd_epi32(sum[r * panels + c], part[c], x);
         }
@@ -136,14 +148,16 @@ INLINE void tile8(const pl_product *p, size_t row, size_t panel, const int rows,
 /* A block's products fit 16 bits (32 * 7 * 127), so `vpdpwssd` multiplies them with the block's
  * multipliers, whose upper halves are zero, and adds them in one go. */
 INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows) {
-    const size_t blocks = p->k / PL_BLOCK, a_stride = p->a_stride;
+    const size_t blocks = p->k / PL_BLOCK;
+    const rows_of rows_a = find_rows(p, row);
+    const size_t step = rows_a.step;
     const uint8_t *w = p->w + panel * blocks * 256;
     const uint8_t *m = p->w_multiplier + panel * blocks * PL_PANEL;
     const __m512i low = _mm512_set1_epi8(15);
     __m512i sum[MOST_ROWS4];
     UNROLL for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_si512();
     for (size_t b = 0; b < blocks; b++, w += 256, m += PL_PANEL) {
-        const int8_t *a = p->a + row * a_stride + b * PL_BLOCK;
+        const int8_t *a = rows_a.bytes + b * 8 * step;
         __m512i part[MOST_ROWS4];
         UNROLL for (int r = 0; r < rows; r++)
             part[r] = _mm512_set1_epi32(p->a_offset[(row + (size_t)r) * blocks + b]);
@@ -153,9 +167,8 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
             const __m512i first = _mm512_and_si512(pairs, low);
             const __m512i second = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low);
             UNROLL for (int r = 0; r < rows; r++) {
-                const int8_t *bytes = a + (size_t)r * a_stride + g * 4;
-                part[r] = _mm512_dpbusd_epi32(part[r], first, four(bytes));
-                part[r] = _mm512_dpbusd_epi32(part[r], second, four(bytes + 16));
+                part[r] = _mm512_dpbusd_epi32(part[r], first, four(a + g * step + 4 * r));
+                part[r] = _mm512_dpbusd_epi32(part[r], second, four(a + (g + 4) * step + 4 * r));
             }
         }
         const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)m));
@@ -221,7 +234,7 @@ static void product8(const pl_product *p, const pl_part *part) {
             }
     for (; panel < part->last_panel; panel++)
         for (size_t row = part->first_row, rows; row < last; row += rows) {
-            rows = pl_least(MOST_ROWS1, last - row);
+            rows = pl_least(pl_tile_rows(p->m), last - row);
             one_panel[rows - 1](p, row, panel);
         }
 }
@@ -246,7 +259,7 @@ static int product4_as_8(const pl_product *p, const pl_part *part) {
                    p->w_multiplier + (panel + c) * blocks * PL_PANEL, blocks,
                    memory + c * panel_bytes);
         pl_product whole = *p; /* these panels alone; rows keep their place in y */
-        whole.m = rows, whole.a += part->first_row * p->a_stride;
+        whole.m = p->m - part->first_row, whole.a += part->first_row * p->k;
         whole.a_scale += part->first_row, whole.a_offset = offsets, whole.w = memory;
         whole.n = pl_least(panels * PL_PANEL, p->n - column), whole.w_scale += column;
         if (p->bias) whole.bias += column;
@@ -267,5 +280,5 @@ static void product4(const pl_product *p, const pl_part *part) {
         }
 }
 
-const pl_version pl_avx512 = {"avx512-vnni", round_row, product8, product4, pl_reduce};
+const pl_version pl_avx512 = {"avx512-vnni", 1, round_row, product8, product4, pl_reduce};
 #endif

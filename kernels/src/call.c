@@ -115,12 +115,11 @@ OrtStatus *in_parallel(const Call *call, void (*work)(void *, size_t), size_t ta
 static void round_rows(void *user, size_t task) {
     const Call *call = user;
     const pl_product *p = &call->product;
-    const size_t offsets = call->bits == 8 ? 1 : p->k / PL_BLOCK, first = task * call->rows_per_rounding;
+    const size_t first = task * call->rows_per_rounding;
     const size_t last = pl_least(p->m, first + call->rows_per_rounding);
     for (size_t row = first; row < last; row++)
-        pl_round_row(call->version, call->bits, call->x + row * p->k, p->k,
-                     call->a + row * p->a_stride, call->a_scale + row,
-                     call->a_offset + row * offsets);
+        pl_round_row(call->version, p, call->bits, row, call->x + row * p->k, call->a,
+                     call->a_scale, call->a_offset);
 }
 
 /* Memory for rounded rows. One block is kept between calls: fresh pages cost more than rounding. */

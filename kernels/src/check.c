@@ -71,19 +71,23 @@ static Outcome run(const pl_version *version, pl_product p, int bits, const floa
     float *scale = block(p.m * 4);
     const size_t offsets = bits == 8 ? 1 : blocks;
     out.offsets = block(p.m * offsets * 4);
-    for (size_t row = 0; row < p.m; row++)
-        pl_round_row(version, bits, x + row * p.k, p.k, out.a + row * p.a_stride, scale + row,
-                     out.offsets + row * offsets);
-    p.a = out.a, p.a_scale = scale, p.a_offset = out.offsets, p.y = out.y;
+    int8_t *rounded = calloc(p.m, p.a_stride); /* as they lie: versions order them differently */
+    for (size_t row = 0; row < p.m; row++) {
+        int32_t sum;
+        pl_round_row(version, &p, bits, row, x + row * p.k, rounded, scale, out.offsets);
+        version->round_row(x + row * p.k, p.k, out.a + row * p.a_stride, scale + row, &sum);
+    }
+    p.a = rounded, p.a_scale = scale, p.a_offset = out.offsets, p.y = out.y;
     const size_t panels = (p.n + PL_PANEL - 1) / PL_PANEL;
-    const size_t cut = panels / 2, middle = p.m / 2; /* in four parts, as tasks are */
+    const size_t cut = panels / 2, tile = pl_tile_rows(p.m); /* in four parts, as tasks are */
+    const size_t middle = p.m / 2 / tile * tile;
     const pl_part parts[] = {{0, middle, 0, cut}, {0, middle, cut, panels},
                              {middle, p.m, 0, cut}, {middle, p.m, cut, panels}};
     for (size_t i = 0; i < 4; i++)
         (bits == 8 ? version->product8 : version->product4)(&p, parts + i);
     p.activation = PL_NONE, p.y = NULL;
     search(version, &p, bits, &out);
-    free(scale);
+    free(scale), free(rounded);
     return out;
 }
 

@@ -37,8 +37,8 @@ typedef enum { PL_NONE, PL_RELU, PL_GELU, PL_GELU_TANH, PL_QUICK_GELU } pl_activ
 /* One call: M rows of K bytes against columns of N. */
 typedef struct {
     size_t m, k, n;
-    size_t a_stride;        /* from row to row of a, at least k */
-    const int8_t *a;        /* [m][a_stride] rounded rows */
+    size_t a_stride;        /* from row to row of a, at least k; not where rows are interleaved */
+    const int8_t *a;        /* rounded rows: [m][a_stride], or interleaved */
     const float *a_scale;   /* [m] */
     const int32_t *a_offset; /* 8 bits: [m] -128 * sum of a; 4 bits: [m][k/32] -8 * its blocks' */
     const uint8_t *w;       /* packed */
@@ -57,6 +57,7 @@ typedef struct {
 
 typedef struct {
     const char *name;
+    int interleaved; /* of each four k, the rows of a tile lie side by side: [tile][k/4][rows][4] */
     void (*round_row)(const float *x, size_t k, int8_t *a, float *scale, int32_t *sum);
     void (*product8)(const pl_product *product, const pl_part *part);
     void (*product4)(const pl_product *product, const pl_part *part);
@@ -72,9 +73,12 @@ const pl_version *pl_choose(void);
 /* The version called `name`, or NULL where it is not compiled in or the processor lacks it. */
 const pl_version *pl_find(const char *name);
 
-/* Round a row and fill `a_offset` for it: one number (8 bits) or k/32 (4 bits). */
-void pl_round_row(const pl_version *version, int bits, const float *x, size_t k, int8_t *a,
-                  float *scale, int32_t *offsets);
+/* Round a row of `product` into a, a_scale and a_offset (which have room for all rows). */
+void pl_round_row(const pl_version *version, const pl_product *product, int bits, size_t row,
+                  const float *x, int8_t *a, float *a_scale, int32_t *a_offset);
+
+/* Rows that a product of m rows takes together. Parts of a product begin at multiples of it. */
+static inline size_t pl_tile_rows(size_t m) { return m <= 16 ? m : 12; }
 
 /* Bytes from row to row: whole cache lines, and no power of two, on which rows would evict rows. */
 static inline size_t pl_row_stride(size_t k) {

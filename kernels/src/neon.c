@@ -128,5 +128,5 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
 PRODUCT(product8, tile8)
 PRODUCT(product4, tile4)
 
-const pl_version pl_neon = {"neon", round_row, product8, product4, pl_reduce};
+const pl_version pl_neon = {"neon", 0, round_row, product8, product4, pl_reduce};
 #endif

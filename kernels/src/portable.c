@@ -37,19 +37,26 @@ static void round_row(const float *x, size_t k, int8_t *a, float *scale, int32_t
     *sum = total;
 }
 
-void pl_round_row(const pl_version *version, int bits, const float *x, size_t k, int8_t *a,
-                  float *scale, int32_t *offsets) {
+static void interleave(const int8_t *from, const pl_product *p, size_t row, int8_t *a) {
+    const size_t tile = pl_tile_rows(p->m), first = row / tile * tile;
+    const size_t rows = pl_least(tile, p->m - first);
+    int8_t *to = a + first * p->k + 4 * (row - first);
+    for (size_t k = 0; k < p->k; k += 4, to += 4 * rows) memcpy(to, from + k, 4);
+}
+
+void pl_round_row(const pl_version *version, const pl_product *p, int bits, size_t row,
+                  const float *x, int8_t *a, float *a_scale, int32_t *a_offset) {
+    int8_t room[PL_MOST_K];
+    int8_t *rounded = version->interleaved ? room : a + row * p->a_stride;
     int32_t sum;
-    version->round_row(x, k, a, scale, &sum);
-    if (bits == 8) {
-        *offsets = -128 * sum;
-        return;
-    }
-    for (size_t b = 0; b < k / PL_BLOCK; b++) {
+    version->round_row(x, p->k, rounded, a_scale + row, &sum);
+    if (bits == 8) a_offset[row] = -128 * sum;
+    for (size_t b = 0; bits == 4 && b < p->k / PL_BLOCK; b++) {
         int32_t total = 0;
-        for (size_t i = 0; i < PL_BLOCK; i++) total += a[b * PL_BLOCK + i];
-        offsets[b] = -8 * total;
+        for (size_t i = 0; i < PL_BLOCK; i++) total += rounded[b * PL_BLOCK + i];
+        a_offset[row * (p->k / PL_BLOCK) + b] = -8 * total;
     }
+    if (version->interleaved) interleave(room, p, row, a);
 }
 
 static void finish(const pl_product *p, size_t row, size_t panel, const int32_t *sum) {
@@ -99,7 +106,7 @@ static void product4(const pl_product *p, const pl_part *part) {
     }
 }
 
-const pl_version pl_portable = {"portable", round_row, product8, product4, pl_reduce};
+const pl_version pl_portable = {"portable", 0, round_row, product8, product4, pl_reduce};
 
 const pl_version *pl_find(const char *name) {
     if (!strcmp(name, "portable")) return &pl_portable;

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-enum { ROWS_AT_ONCE = 12 };
+enum { MOST_TILE = 16 };
 
 static float key(float logit) { return isnan(logit) ? -INFINITY : logit; }
 
@@ -34,17 +34,18 @@ static void scan(pl_list *list, const float *logits, size_t count, size_t column
 
 void pl_top_part(const pl_version *version, const pl_product *product, int bits, size_t first,
                  size_t last, pl_chunk *chunks, pl_list *lists) {
-    _Alignas(64) float logits[ROWS_AT_ONCE * PL_CHUNK];
+    _Alignas(64) float logits[MOST_TILE * PL_CHUNK];
     float padded[PL_CHUNK];
     const size_t count = pl_chunks(product), blocks = product->k / PL_BLOCK;
+    const size_t tile = pl_tile_rows(product->m);
     for (size_t chunk = first; chunk < last; chunk++) {
         const size_t column = chunk * PL_CHUNK, panel = column / PL_PANEL;
         const size_t width = pl_least(PL_CHUNK, product->n - column);
         const size_t whole = (width + PL_PANEL - 1) / PL_PANEL * PL_PANEL;
-        for (size_t row = 0; row < product->m; row += ROWS_AT_ONCE) {
+        for (size_t row = 0; row < product->m; row += tile) {
             pl_product p = *product;
-            p.m = pl_least(ROWS_AT_ONCE, product->m - row), p.n = width;
-            p.a += row * p.a_stride, p.a_scale += row, p.a_offset += row * (bits == 8 ? 1 : blocks);
+            p.m = pl_least(tile, product->m - row), p.n = width;
+            p.a += row * (version->interleaved ? p.k : p.a_stride), p.a_scale += row, p.a_offset += row * (bits == 8 ? 1 : blocks);
             p.w += panel * PL_PANEL * p.k * (size_t)bits / 8;
             if (bits == 4) p.w_multiplier += panel * blocks * PL_PANEL;
             p.w_scale += column, p.y = logits, p.y_stride = width;

@@ -58,6 +58,7 @@ def graph_file(
 
 
 SHAPES = [(1, 1, 32, 16), (2, 3, 96, 37), (1, 16, 64, 200), (1, 5, 32, 1), (3, 40, 160, 65)]
+SHAPES.append((1, 100, 4096, 70))  # several blocks of rows
 
 
 @needs_library
