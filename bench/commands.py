@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from primelens.bench import aa, beams, coldstart, ops, step, targets
+from primelens.bench import aa, beams, coldstart, ops, scale, step, targets
 from primelens.bench.bandwidth import measure_limits
 from primelens.bench.compare import (
     CellComparison,
@@ -36,6 +36,7 @@ _OWN_PARSERS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "beams": beams.main,
     "coldstart": coldstart.main,
     "ops": ops.main,
+    "scale": scale.main,
     "step": step.main,
     "targets": targets.main,
 }
@@ -89,6 +90,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     verbs.add_parser("ops", help="kernels beside the engine's own operators (ops --help)")
     verbs.add_parser("aa", help="compare a bundle with itself, 20 times (aa --help)")
     verbs.add_parser("targets", help="what is promised, measured and judged (targets --help)")
+    verbs.add_parser("scale", help="how cost and memory grow (scale --help)")
     verbs.add_parser("coldstart", help="process start to first caption (coldstart --help)")
     peers = verbs.add_parser("peers", help="build or list the environments of peers")
     peers.add_argument("what", choices=("build", "list"))

@@ -60,7 +60,6 @@ def measure_step_part(run: PartRun, say: Say) -> dict[str, Any]:
             values[f"{name}/limit/{batch}"] = {"value": middle / limit["total"]}
             systems[f"{name}, batch {batch}"] = {
                 "seconds": middle,
-                "batch": batch,
                 "limit": limit,
                 "same_tokens": same,
             }

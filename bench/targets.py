@@ -140,15 +140,20 @@ def _system(system: Mapping[str, Any]) -> str:
 
 
 def _quality(parity: Mapping[str, Any]) -> str:
-    """The numbers of a bundle's proof that stand at its top."""
-    words = [
-        f"{name.replace('_', ' ')} {value:.4g}"
-        if isinstance(value, float)
-        else f"{name.replace('_', ' ')} {value}"
-        for name, value in parity.items()
-        if isinstance(value, (int, float, str))
-    ]
-    return "proof of the export: " + (", ".join(words) or "in the manifest")
+    """What the export's comparison with the source found."""
+    words = []
+    for head in list(parity.get("heads", {}).values())[:1]:
+        logits, tap = head.get("logits", {}), head.get("tap", {})
+        if "top1_agreement" in logits:
+            words.append(f"top-1 agreement {logits['top1_agreement']:.4f}, teacher-forced")
+        elif "tokens_compared" in head:
+            words.append(f"{head['tokens_compared']} tokens identical, {head.get('ties', 0)} ties")
+        for name, found in (("tap", tap), ("logits", logits)):
+            if "largest_error" in found:
+                words.append(f"largest {name} error {found['largest_error']:.1e}")
+    for failure in parity.get("failures", ()):
+        words.append(f"the gate would refuse it: {str(failure).splitlines()[0]}")
+    return "against its source: " + ("; ".join(words) or "see its manifest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,7 +193,7 @@ def _measure(chosen: argparse.Namespace, path: Path, found: dict[str, Any]) -> b
             continue
         print(f"… {part.name}: {part.title}", file=sys.stderr, flush=True)
         measured = measure_part(part, options, _say)
-        failed |= not measured["values"]
+        failed |= not any("seconds" in one for one in measured["systems"].values())
         found["parts"][part.name] = measured
         found["reasons"].pop(part.name, None)
         write_json(path, found)

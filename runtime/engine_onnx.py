@@ -45,7 +45,7 @@ class OnnxEngine:
 
     Args:
         threads: intra-op threads; None takes ONNX Runtime's own choice (one per physical core).
-        spin: let idle pool threads spin between operators: faster steps, busier cores.
+        spin: let pool threads spin between the operators of a run: faster steps, busier cores.
     """
 
     def __init__(self, *, threads: int | None = None, spin: bool = True) -> None:
@@ -74,7 +74,11 @@ class OnnxEngine:
         options.enable_mem_pattern = False
         if _memory_is_shared():
             options.add_session_config_entry("session.use_env_allocators", "1")
-        if not self._spin:
+        if self._spin:
+            # Every graph has threads of its own: those of one that has run would go on spinning
+            # for some 30 ms on the cores that the next graph needs.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        else:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._add_kernels(path, options)

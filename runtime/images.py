@@ -240,7 +240,11 @@ def _read_file(path: str | os.PathLike[str], name: str, limits: ImageLimits) -> 
         with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
             # Checked again: the file may have been replaced between the two calls.
             _refuse_irregular(os.fstat(descriptor), name, limits)
-            data = file.read(limits.bytes + 1)
+            # The limit itself is never asked for: Python would reserve that much for a small file.
+            size = os.fstat(descriptor).st_size
+            data = file.read(min(size, limits.bytes) + 1)
+            if len(data) > size:  # it has grown since
+                data += file.read(max(0, limits.bytes + 1 - len(data)))
     except FileNotFoundError as error:
         raise ImageError(f"There is no picture at {name}.", remedy=_missing_remedy(name)) from error
     except PermissionError as error:

@@ -70,7 +70,12 @@ def _measured(value: float) -> dict[str, Any]:
             },
             "optimum": {"error": "not built\nsecond line"},
         },
-        "quality": {"int8": {"agreement": 0.995}},
+        "quality": {
+            "int8": {
+                "heads": {"caption": {"logits": {"top1_agreement": 0.995, "largest_error": 0.5}}},
+                "failures": ["the logits\nmore"],
+            }
+        },
         "limits": {"read_bytes_per_s": 2e10, "fp32_flop_per_s": 1e11, "int8_op_per_s": None},
         "load": {"before": 0.0, "after": None},
     }
@@ -84,7 +89,8 @@ def test_the_table_says_what_was_missed_and_why() -> None:
     assert "50% of the limit; tower 150.0 (limit 100.0), step 50.0; 50% of the captions" in text
     assert "the best other peer: not measured: optimum: not built" in text
     assert "FAILED, which is its result: not built" in text
-    assert "agreement 0.995" in text
+    assert "top-1 agreement 0.9950, teacher-forced; largest logits error 5.0e-01" in text
+    assert "the gate would refuse it: the logits" in text
     found["reasons"]["beams"] = "the tower"
     assert "missed (int8 against transformers eager): the tower" in "\n".join(
         targets.target_lines(found)
