@@ -1,17 +1,19 @@
 """A run as a list of cells: one scenario, one kind of length, one batch size each.
 
-In a cell the systems take turns block by block (A B A B …), all over the same fresh pictures.
+In a cell the systems take turns block by block, all over the same fresh pictures. Who is first
+changes from block to block (A B, B A, …), and everybody starts on an idle machine: what the place
+in the order does to a figure, it does to all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from primelens.bench.estimators import percentile
 from primelens.bench.figures import Objective, end_to_end
 from primelens.bench.pictures import PictureSource
-from primelens.bench.scenarios import Load, drive
+from primelens.bench.scenarios import Load, drive, settle, turn_order
 from primelens.bench.spec import Spec
 from primelens.bench.system import Answer, Clock, Request, Sample, System
 from primelens.errors import PrimelensError
@@ -41,11 +43,12 @@ class Cell:
 
 @dataclass
 class CellRun:
-    """A cell as it went: all samples that count, and who was lost on the way."""
+    """A cell as it went: all samples that count, who took part, and who was lost on the way."""
 
     cell: Cell
-    samples: list[Sample]
-    lost: dict[str, str]
+    systems: tuple[str, ...]
+    samples: list[Sample] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     objective: Objective | None = None
 
 
@@ -98,12 +101,15 @@ def run_cell(
     A system that raises is lost: its error stands in ``lost`` and it takes part no longer.
     """
     assert cell.load is not None
-    run = CellRun(cell, [], {})
+    run = CellRun(cell, tuple(systems))
     for block in range(-spec.warm_ups, spec.blocks):
         requests = _requests(cell, spec, pictures)
-        for name, system in systems.items():
+        for name in turn_order(systems, block):
             if name in run.lost:
                 continue
+            if len(systems) > 1:
+                settle(clock)
+            system = systems[name]
             blank = Sample(
                 name, cell.scenario, cell.lengths, block, requests[0], Answer(0), 0.0, 0.0, 0.0
             )

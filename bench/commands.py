@@ -252,6 +252,9 @@ def _peers(chosen: argparse.Namespace) -> int:
     names = chosen.names or sorted(set(PEERS.values()))
     environments = {e.name: e for e in (environment_of(n, chosen.folder) for n in names)}
     for environment in environments.values():
+        if environment.lacking:
+            print(f"{environment.name}: {environment.lacking}")
+            continue
         if chosen.what == "build" and not environment.built:
             _say(f"building {environment.name} in {environment.folder}")
             environment.build()

@@ -15,12 +15,14 @@ from typing import Any
 __all__ = [
     "Environment",
     "Load",
+    "Neighbours",
     "capture",
     "differences",
     "last_level_cache",
     "load_now",
     "memory_limit",
     "package_versions",
+    "too_busy",
     "usable_cores",
 ]
 
@@ -68,7 +70,12 @@ class Load:
     @property
     def busy(self) -> bool:
         """Whether a measurement now would measure the neighbours too."""
-        return self.others is not None and self.others > _BUSY_SHARE
+        return too_busy(self.others)
+
+
+def too_busy(others: float | None) -> bool:
+    """Whether others' share of the cores is one that would be measured too."""
+    return others is not None and others > _BUSY_SHARE
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,29 @@ def load_now(seconds: float = 0.5) -> Load:
     ticks = os.sysconf("SC_CLK_TCK")
     others = max(0.0, busy - own * ticks) / total if total else 0.0
     return Load(average, others)
+
+
+class Neighbours:
+    """What other processes use of the cores from now on, as a share (0 to 1) of all of them."""
+
+    def __init__(self) -> None:
+        self._ticks, self._own = _busy_ticks(), _own_seconds()
+
+    def share(self) -> float | None:
+        """Their share since this object was made; None where the system does not tell.
+
+        Work of children counts as ours once they are waited for, so look when they are gone.
+        """
+        now = _busy_ticks()
+        if self._ticks is None or now is None or now[1] == self._ticks[1]:
+            return None
+        own = (_own_seconds() - self._own) * os.sysconf("SC_CLK_TCK")
+        return max(0.0, now[0] - self._ticks[0] - own) / (now[1] - self._ticks[1])
+
+
+def _own_seconds() -> float:
+    """Of all processors: this process and its children that ended."""
+    return sum(os.times()[:4])
 
 
 def _busy_ticks() -> tuple[int, int] | None:

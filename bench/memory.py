@@ -1,4 +1,4 @@
-"""Memory of a system: its peak, and whether it grows as requests go by."""
+"""Memory of a system: its peak (on a GPU too), and whether it grows as requests go by."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Measurable(Protocol):
         """As `primelens.bench.system.System`."""
 
     def memory(self) -> dict[str, int]:
-        """Bytes: ``resident`` now, ``peak`` so far."""
+        """Bytes: ``resident`` now, ``peak`` so far; ``device`` now, where it uses an NVIDIA GPU."""
 
 
 def slope(values: Sequence[float]) -> float:
@@ -43,11 +43,14 @@ def memory_of(
     found: dict[str, dict[str, Any]] = {}
     paths = pictures.fresh(spec.blocks * spec.requests)
     for name, system in systems.items():
-        resident = []
+        resident: list[int] = []
+        device = 0
         try:
             for number, path in enumerate(paths):
                 system.answer([Request(number, path, max_new_tokens=spec.tokens, forced=True)])
-                resident.append(system.memory()["resident"])
+                held = system.memory()
+                resident.append(held["resident"])
+                device = max(device, held.get("device", 0))
             peak = system.memory()["peak"]
         except PrimelensError as error:
             found[name] = {"error": str(error)}
@@ -57,5 +60,6 @@ def memory_of(
             "requests": len(paths),
             "growth_bytes_per_request": slope(resident),
             "resident_bytes": resident,
+            **({"device_peak_bytes": device} if device else {}),
         }
     return found

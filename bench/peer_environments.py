@@ -15,7 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from primelens.errors import DependencyError, OptionError
+from primelens.bench.peers.served_vllm import graphics_processors
+from primelens.errors import DependencyError, EngineError, OptionError
 
 __all__ = ["PEERS", "PeerEnvironment", "default_folder", "environment_of"]
 
@@ -28,8 +29,11 @@ PEERS = {
     "compiled": "transformers",
     "optimum": "optimum",
     "openvino": "openvino",
+    "vllm": "vllm",
 }
 """Peer → the environment that it runs in, and the name of its pins."""
+
+_ON_A_GPU = {"vllm"}
 
 
 def default_folder() -> Path:
@@ -66,13 +70,30 @@ class PeerEnvironment:
         return hashlib.sha256(self.pins.read_bytes()).hexdigest()
 
     @property
+    def lacking(self) -> str | None:
+        """What this machine lacks for it, or None: it can be built and run here."""
+        if self.name in _ON_A_GPU and not graphics_processors():
+            return "needs an NVIDIA GPU, and the driver lists none on this machine"
+        return None
+
+    @property
     def built(self) -> bool:
         """Whether it is there, complete, and of these pins."""
         stamp = self.folder / _STAMP
         return stamp.is_file() and stamp.read_text(encoding="ascii").strip() == self.digest
 
     def require(self) -> Path:
-        """Its interpreter; raises `DependencyError` where it is not built."""
+        """Its interpreter.
+
+        Raises:
+            EngineError: this machine cannot run it.
+            DependencyError: it is not built.
+        """
+        if self.lacking:
+            raise EngineError(
+                f"The peer {self.name!r} {self.lacking}.",
+                remedy="Leave it out of --peers, or measure on a machine that has one.",
+            )
         if not self.built:
             raise DependencyError(
                 f"The environment of the peer {self.name!r} is not built in {self.folder}.",

@@ -12,6 +12,12 @@ from html import escape
 from typing import Any
 
 from primelens.bench.bandwidth import Limits
+from primelens.bench.conditions import (
+    cache_words,
+    machine_words,
+    quality_words,
+    summary_lines,
+)
 from primelens.bench.plots import Chart, draw_charts
 from primelens.bench.result import Result
 from primelens.bench.table import result_lines
@@ -34,6 +40,7 @@ p { margin: .4rem 0; max-width: 46rem; } .soft { color: var(--soft); }
 figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 figcaption span { display: block; font-weight: 400; font-size: .9rem; color: var(--soft); }
+.conditions { font-size: .78rem; line-height: 1.35; color: var(--soft); margin: .2rem 0 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -57,16 +64,18 @@ def render_report(result: Result) -> str:
 def _head(result: Result, name: str) -> Iterator[str]:
     environment = result.environment
     limits = Limits(**result.limits)
-    yield f"<h1>{name}</h1>"
+    yield f"<h1>primelens bench: {name}</h1>"
     yield (
-        f'<p class="soft">primelens bench, {escape(result.started)}'
-        f"{', quick' if result.quick else ''}. MLPerf-style, unofficial.</p>"
+        f'<p class="soft">{escape(result.started)}{", quick" if result.quick else ""}. '
+        "MLPerf-style, unofficial.</p>"
     )
     yield (
         f"<p>{escape(environment['cpu'])}, {environment['usable']} cores, "
         f"{environment['memory'] / 2**30:.0f} GiB, {escape(environment['system'])}. Measured in "
         f"the same run: {'; '.join(escape(line) for line in limits.lines())}.</p>"
     )
+    yield f"<p>Conditions: {escape(cache_words(result))}; {escape(quality_words(result))}.</p>"
+    yield from (f"<p><strong>{escape(line)}</strong></p>" for line in summary_lines(result))
     if not result.load["concluded"]:
         yield '<p class="warn">The machine was busy: no conclusions are drawn.</p>'
     elif result.load["busy"]:
@@ -80,12 +89,14 @@ def _head(result: Result, name: str) -> Iterator[str]:
 
 
 def _charts(result: Result) -> Iterator[str]:
+    words = (machine_words(result), cache_words(result), quality_words(result))
+    conditions = f"{'; '.join(words)}."
     yield '<div class="charts">'
-    yield from (_figure(chart) for chart in draw_charts(result))
+    yield from (_figure(chart, conditions) for chart in draw_charts(result))
     yield "</div>"
 
 
-def _figure(chart: Chart) -> str:
+def _figure(chart: Chart, conditions: str) -> str:
     light, dark = (
         f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
         for svg in (chart.light, chart.dark)
@@ -94,7 +105,8 @@ def _figure(chart: Chart) -> str:
         f'<figure data-chart="{chart.name}"><figcaption>{escape(chart.title)}'
         f"<span>{escape(chart.words)}</span></figcaption><picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(chart.title)}. {escape(chart.words)}"></picture></figure>'
+        f'<img src="{light}" alt="{escape(chart.title)}. {escape(chart.words)}"></picture>'
+        f'<p class="conditions">{escape(conditions)}</p></figure>'
     )
 
 

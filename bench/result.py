@@ -5,8 +5,9 @@ kind, version         ``"primelens-bench"``, 1
 spec, spec_digest     what was asked for (`primelens.bench.spec.Spec`), and its SHA-256
 started, quick        ISO 8601 time (UTC); whether blocks were shortened by ``--quick``
 environment           `primelens.bench.environment.Environment`
-load                  ``others_before``, ``others_after``: share of the cores that other processes
-                      used; ``busy``: more than 15 %; ``concluded``: ratios may be relied on
+load                  ``others_before``, ``others_during``, ``others_after``: share of the cores
+                      that other processes used; ``busy``: one is more than 15 %; ``concluded``:
+                      ratios may be relied on
 limits                `primelens.bench.bandwidth.Limits`, bytes or operations per second
 work                  what a picture and a step cost (`primelens.bench.shares.Work`): operations,
                       and bytes: ``step`` {weights, self_cache, cross_cache, total}
@@ -19,7 +20,7 @@ cells                 one per system, scenario, lengths and batch: ``figures``
 ratios                every other system over the first, cell by cell: ``ratio``, ``low``,
                       ``high`` (95 %), ``p_value``, ``test``, ``blocks``, ``verdict``
 quality               how every system's captions compare with the reference's; ``golden``: replay
-memory                system → peak and growth of resident bytes
+memory                system → peak and growth of resident bytes, and of a GPU's the peak
 cache                 what kept embeddings save, where that was asked for
 coldstart             `primelens.bench.coldstart.ColdStart`, where that was asked for
 ===================== ============================================================================

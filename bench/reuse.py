@@ -14,7 +14,7 @@ from typing import Any
 from primelens.bench.environment import usable_cores
 from primelens.bench.figures import summarise
 from primelens.bench.pictures import PictureSource, reuse_order
-from primelens.bench.scenarios import Load, drive
+from primelens.bench.scenarios import Load, drive, settle
 from primelens.bench.spec import Spec
 from primelens.bench.system import Answer, Clock, Request, Sample, System
 from primelens.bench.workers import WorkerSystem
@@ -48,6 +48,7 @@ def cache_cells(
             "mixed": (kept, [mixed[number] for number in order]),
         }
         for state, (system, paths) in rounds.items():
+            settle(clock)
             found = drive(system, _requests(paths, spec), Load("single"), clock, _blank(block))
             if block >= 0:
                 samples[state] += found

@@ -12,7 +12,13 @@ from typing import Any
 from primelens.bench.bandwidth import Limits, measure_limits
 from primelens.bench.cells import Cell, CellRun, cells_of, run_cell, server_load
 from primelens.bench.coldstart import measure_cold_start
-from primelens.bench.environment import capture, load_now, usable_cores
+from primelens.bench.environment import (
+    Neighbours,
+    capture,
+    load_now,
+    too_busy,
+    usable_cores,
+)
 from primelens.bench.estimators import compare_blocks
 from primelens.bench.figures import latency_blocks, summarise
 from primelens.bench.memory import memory_of
@@ -195,6 +201,7 @@ def _measure(
     before = load_now()
     if before.busy and not options.force:
         say(f"the machine is busy: others use {before.others:.0%} of the cores")
+    neighbours = Neighbours()
     say("measuring the machine's limits")
     limits = measure_limits(spec.threads, quick=quick)
     with tempfile.TemporaryDirectory() as temporary:
@@ -208,12 +215,12 @@ def _measure(
             for system in systems.values():
                 system.close()
         extras |= _processes(spec, bundle, pictures, Path(temporary), quick=quick, say=say)
-    after = load_now()
+    during, after = neighbours.share(), load_now()
     limits = limits.best_of(measure_limits(spec.threads, quick=quick))
     work = work_of(bundle, spec)
     precisions = {name: str(found["precision"]) for name, found in descriptions.items()}
     lost = {name: why for run in reversed(runs) for name, why in run.lost.items()}  # the first
-    busy = before.busy or after.busy
+    busy = before.busy or after.busy or too_busy(during)
     result = Result(
         spec=_plain(asdict(spec)),
         spec_digest=spec.digest,
@@ -222,6 +229,7 @@ def _measure(
         environment=capture().as_dict(),
         load={
             "others_before": before.others,
+            "others_during": during,
             "others_after": after.others,
             "busy": busy,
             "concluded": options.force or not busy,
@@ -313,7 +321,7 @@ def _by_system(run: CellRun) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {}
     for sample in run.samples:
         found.setdefault(sample.system, []).append(sample)
-    return found
+    return {name: found[name] for name in run.systems if name in found}
 
 
 def _rows(

@@ -14,14 +14,17 @@ A driver takes a system, requests and a clock, and returns samples; it knows not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from primelens.bench.system import Answer, Clock, Request, Sample, System
 
-__all__ = ["Load", "drive", "poisson_arrivals"]
+__all__ = ["SETTLING", "Load", "drive", "poisson_arrivals", "settle", "turn_order"]
+
+SETTLING = 0.2
+"""Seconds between the last answer of one system and the first request to the next."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,22 @@ def drive(
         One sample per request, in order of completion.
     """
     return _DRIVERS[load.scenario](system, requests, load, clock, sample)
+
+
+def turn_order(names: Iterable[str], block: int) -> list[str]:
+    """Who comes when in a block: everybody has every place equally often (A B, B A, A B, …)."""
+    found = list(names)
+    first = block % len(found) if found else 0
+    return found[first:] + found[:first]
+
+
+def settle(clock: Clock) -> None:
+    """Wait until the system that had its turn is really idle.
+
+    Engines' idle threads go on looking for work (ONNX Runtime's for about 0.1 s) and would take the
+    cores from whoever comes next: a bundle was 1.2 times as slow as itself when it came second.
+    """
+    clock.sleep_until(clock.now() + SETTLING)
 
 
 def _hand_over(

@@ -31,8 +31,10 @@ from primelens.bench.bandwidth import read_rates
 from primelens.bench.environment import Environment, Load, capture, load_now, usable_cores
 from primelens.bench.estimators import Interval, compare_blocks, percentile
 from primelens.bench.files import write_json
+from primelens.bench.scenarios import settle
 from primelens.bench.step_bytes import StepBytes, graph_weights, step_bytes
 from primelens.bench.steppers import Logits, RuntimeStepper, Stepper, TransformersStepper
+from primelens.bench.system import SystemClock
 from primelens.errors import OptionError
 
 __all__ = ["DEFAULT_PASTS", "StepReport", "StepRow", "main", "measure_steps"]
@@ -172,6 +174,8 @@ def measure_steps(
     for block in range(-1, blocks):
         expected: list[Logits] = []
         for number, stepper in enumerate(steppers):
+            if len(steppers) > 1:
+                settle(SystemClock())
             times, logits = _timed_block(stepper, tokens, past, steps)
             if block >= 0:
                 seconds[stepper.name].append(times)

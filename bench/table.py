@@ -40,8 +40,10 @@ def _head(result: Result) -> Iterator[str]:
     yield f"         {' '.join(environment['flags'])}"
     packages = ", ".join(f"{k} {v}" for k, v in environment["packages"].items())
     yield f"         Python {environment['python']}, {packages}"
-    before, after = _percent(load["others_before"]), _percent(load["others_after"])
-    yield f"load     others used {before} of the cores before, {after} after"
+    before, during, after = (
+        _percent(load.get(f"others_{when}")) for when in ("before", "during", "after")
+    )
+    yield f"load     others used {before} of the cores before, {during} during, {after} after"
     if load["busy"]:
         yield "         THE MACHINE WAS BUSY: the figures say little"
     limits = Limits(**result.limits).lines()
@@ -147,7 +149,7 @@ def _quality(result: Result) -> Iterator[str]:
                 f"token for token; {found['distinct']} different captions"
             )
         for name, why in result.quality["errors"].items():
-            yield f"    {name}: failed: {why}"
+            yield f"    {name}: failed: {' '.join(why.split())[:120]}"
         golden = result.quality["golden"]
         verdict = "passed" if golden["passed"] else "FAILED"
         yield f"    golden pictures of the bundle: {verdict}, {len(golden['lines'])} checks"
@@ -158,10 +160,12 @@ def _memory(result: Result) -> Iterator[str]:
         if "error" in found:
             yield f"memory {name}: failed: {found['error']}"
         else:
+            held = found.get("device_peak_bytes")
+            device = "" if held is None else f", {held / 2**20:.0f} MiB of the GPU's"
             yield (
                 f"memory {name}: peak {found['peak_bytes'] / 2**20:.0f} MiB, growth "
                 f"{found['growth_bytes_per_request'] / 2**10:.1f} KiB per request over "
-                f"{found['requests']} requests"
+                f"{found['requests']} requests{device}"
             )
 
 

@@ -32,7 +32,7 @@ from primelens.bench.peer_environments import environment_of
 from primelens.bench.pictures import PictureSource
 from primelens.bench.quality import agreement
 from primelens.bench.run import Say, Subject, prepare
-from primelens.bench.scenarios import Load, drive
+from primelens.bench.scenarios import Load, drive, settle, turn_order
 from primelens.bench.shares import Work, work_of
 from primelens.bench.spec import Spec
 from primelens.bench.system import Answer, Request, Sample, System, SystemClock
@@ -225,9 +225,11 @@ def _turns(
     clock, load = SystemClock(), Load("single") if batch == 1 else Load("offline", batch=batch)
     for block in range(-1, run.blocks):
         requests = [_request(run.part, n, path) for n, path in enumerate(pictures.fresh(batch))]
-        for name, system in systems.items():
+        for name in turn_order(systems, block):
             if name in errors:
                 continue
+            system = systems[name]
+            settle(clock)
             blank = Sample(name, "targets", "forced", block, requests[0], Answer(0), 0.0, 0.0, 0.0)
             try:
                 if run.part.kind == "kept" and name in run.bundles:

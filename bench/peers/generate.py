@@ -267,7 +267,11 @@ class OpenVinoPeer(GeneratePeer):
 
     def _load(self, checkpoint: str) -> Any:
         optimum = importlib.import_module("optimum.intel")
-        settings = {} if self._threads is None else {"INFERENCE_NUM_THREADS": str(self._threads)}
+        # Left to itself it computes in bfloat16 where the processor can: another precision than
+        # everybody else's, and than what the result says.
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        if self._threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = str(self._threads)
         return optimum.OVModelForVision2Seq.from_pretrained(
             checkpoint, export=True, ov_config=settings
         )

@@ -4,7 +4,8 @@ One JSON object per line, from standard input to standard output:
 
 * ``{"do": "open", "backend": NAME, "options": {…}}`` → ``{"description": {…}}``
 * ``{"do": "answer", "requests": [{…}, …]}`` → ``{"answers": [{…}, …]}``
-* ``{"do": "memory"}`` → ``{"resident": bytes, "peak": bytes}``
+* ``{"do": "memory"}`` → ``{"resident": bytes, "peak": bytes}``, and ``"device": bytes`` where the
+  process holds memory of an NVIDIA GPU
 * ``{"do": "close"}`` → ``{}``, then the process ends.
 
 Whatever goes wrong comes back as ``{"error": one line, "traceback": all of it}``. Libraries may
@@ -17,6 +18,8 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -27,18 +30,25 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def open_backend(name: str, options: dict[str, Any]) -> Any:
-    """The backend ``name``: ``primelens``, or one of those in ``generate.py`` beside this file."""
+    """The backend ``name``: ``primelens``, ``vllm``, or one of those in ``generate.py``."""
     if name == "primelens":
         served = importlib.import_module("primelens.bench.served")
         return Plain(served.PrimelensSystem(options.pop("model"), **options))
+    if name == "vllm":
+        return _beside("served_vllm").VllmPeer(**options)
+    return _beside("generate").open_peer(name, options)
+
+
+def _beside(stem: str) -> Any:
+    """A module beside this file, by its path: another environment knows no package of that name."""
     spec = importlib.util.spec_from_file_location(
-        "primelens_peer", Path(__file__).with_name("generate.py")
+        f"primelens_peer_{stem}", Path(__file__).with_name(f"{stem}.py")
     )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.open_peer(name, options)
+    return module
 
 
 class Plain:
@@ -74,12 +84,47 @@ def memory() -> dict[str, int]:
         return {
             "resident": int(found["VmRSS:"]) * 1024,
             "peak": int(found["VmHWM:"]) * 1024,
+            **device_memory(),
         }
     import resource
 
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    return {"resident": peak, "peak": peak}
+    return {"resident": peak, "peak": peak, **device_memory()}
+
+
+def device_memory() -> dict[str, int]:
+    """``device``: bytes that this process and its children hold on NVIDIA GPUs; empty if none.
+
+    The driver is asked, not a framework: what a runtime keeps in pools is held all the same.
+    """
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return {}
+    command = [tool, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    ours = _family()
+    held = 0
+    for line in done.stdout.splitlines():
+        process, _, mebibytes = line.partition(",")
+        if process.strip().isdigit() and int(process) in ours and mebibytes.strip().isdigit():
+            held += int(mebibytes) * 2**20
+    return {"device": held} if held else {}
+
+
+def _family() -> set[int]:
+    """This process and all below it (engines may run in children)."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(file.parent.name)] = int(fields[1])
+    found = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def main() -> None:

@@ -98,6 +98,24 @@ def fake_outcome(slower: float = 1.5, seed: int = 0) -> Outcome:
         ],
         ratios=[row for one in runs for row in run._ratios(one, 0)],
         cache=cache,
+        quality={
+            "reference": "peer",
+            "systems": {
+                name: {"pictures": 8, "same_tokens": share, "distinct": 8, "failures": 0}
+                for name, share in {"primelens": 1.0, "peer": 1.0}.items()
+            },
+            "errors": {"broken": "ValueError: <no> way\nsecond line"},
+            "golden": {"passed": True, "lines": ["a", "b"], "parity": {}},
+        },
+        memory={
+            "primelens": {
+                "peak_bytes": 3 * 2**27,
+                "requests": 8,
+                "growth_bytes_per_request": 100.0,
+                "resident_bytes": [2**28 + n * 2**16 for n in range(8)],
+                "device_peak_bytes": 2**30,
+            }
+        },
         coldstart={
             "median_ms": {"python": 20, "import": 90, "load": 200, "caption": 400, "total": 710},
             "seconds": [{}] * 5,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from primelens.bench import environment
-from primelens.bench.environment import Load, capture, differences, load_now
+from primelens.bench.environment import Load, Neighbours, capture, differences, load_now
 
 
 def test_this_machine_is_described() -> None:
@@ -58,3 +58,20 @@ def test_the_kernels_counters_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path
     stat.write_text("cpu  100 5 50 800 30 2 3 10 7 0\ncpu0 1 1 1 1\n", encoding="ascii")
     monkeypatch.setattr(environment, "Path", lambda _: stat)
     assert environment._busy_ticks() == (170, 1000)
+
+
+def test_neighbours_are_what_is_busy_and_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 ticks passed, 90 busy; this process used 0.3 s and a child that ended 0.2 s."""
+    ticks = iter([(1000, 5000), (1090, 5200)])
+    own = iter([(1.0, 0.5, 2.0, 0.0, 9.0), (1.2, 0.6, 2.1, 0.1, 11.0)])
+    monkeypatch.setattr(environment, "_busy_ticks", lambda: next(ticks))
+    monkeypatch.setattr(environment.os, "times", lambda: next(own))
+    monkeypatch.setattr(environment.os, "sysconf", lambda _: 100)
+    assert Neighbours().share() == pytest.approx(0.2)
+
+
+def test_neighbours_are_unknown_where_the_system_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "_busy_ticks", lambda: None)
+    assert Neighbours().share() is None

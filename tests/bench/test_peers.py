@@ -116,5 +116,5 @@ def test_every_peer_is_a_way_of_generating() -> None:
     from primelens.bench.peer_environments import PEERS
     from primelens.bench.peers import generate
 
-    assert generate.PEERS.keys() == PEERS.keys()
+    assert generate.PEERS.keys() == PEERS.keys() - {"vllm"}  # which has an interface of its own
     assert all(issubclass(peer, GeneratePeer) for peer in generate.PEERS.values())

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from primelens.bench.conditions import quality_words, summary_lines
 from primelens.bench.plots import CHARTS
 from primelens.bench.report import render_report
 from primelens.bench.run import Outcome
+from primelens.bench.themes import LIGHT, system_colours
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _BROWSERS)), None)
@@ -64,13 +66,44 @@ def test_every_chart_is_there(page: str) -> None:
     assert re.findall(r'data-chart="(\w+)"', page) == list(CHARTS)
 
 
+def test_every_chart_says_under_which_conditions(page: str) -> None:
+    """Charts are passed on without their page."""
+    said = re.findall(r'<p class="conditions">(.*?)</p>', page)
+    assert len(said) == len(CHARTS)
+    for words in said:
+        assert "cores" in words
+        assert "cache off, no picture shown twice" in words
+        assert "captions equal to peer&#x27;s token for token, of 8: primelens 100%" in words
+
+
+def test_conclusions_stand_in_front_and_only_where_they_may_be_drawn(outcome: Outcome) -> None:
+    lines = summary_lines(outcome.result)
+    assert any(
+        re.match(r"One by one, peer takes 1\.\d+ times primelens's time \[", x) for x in lines
+    )
+    assert any(line.startswith("In batches of 4, ") for line in lines)
+    busy = {**outcome.result.load, "concluded": False}
+    assert summary_lines(replace(outcome.result, load=busy)) == []
+
+
+def test_a_result_without_quality_says_so(outcome: Outcome) -> None:
+    assert quality_words(replace(outcome.result, quality={})) == "quality not measured"
+
+
+def test_a_system_has_one_colour_whoever_else_takes_part() -> None:
+    alone = system_colours(["primelens", "openvino"], LIGHT)
+    among = system_colours(["other", "optimum", "openvino", "primelens", "second"], LIGHT)
+    assert {name: among[name] for name in alone} == alone
+    assert len(set(among.values())) == 5
+
+
 def test_a_failed_systems_words_are_shown_and_harmless(page: str) -> None:
     assert "ValueError: &lt;no&gt; way" in page
     assert "<no>" not in page
 
 
 def test_charts_without_data_are_left_out(outcome: Outcome) -> None:
-    bare = replace(outcome.result, cells=[], cache={}, coldstart={}, ratios=[])
+    bare = replace(outcome.result, cells=[], cache={}, coldstart={}, ratios=[], memory={})
     assert "data-chart" not in render_report(bare)
 
 

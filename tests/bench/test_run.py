@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,13 @@ import pytest
 from primelens.bench import commands, run
 from primelens.bench.cells import cells_of, run_cell, server_load
 from primelens.bench.environment import Load as MachineLoad
+from primelens.bench.estimators import compare_blocks
 from primelens.bench.fake import FakeSystem
+from primelens.bench.figures import latency_blocks
 from primelens.bench.pictures import PictureSource
 from primelens.bench.result import read_result
 from primelens.bench.run import Outcome, RunOptions
-from primelens.bench.scenarios import Load
+from primelens.bench.scenarios import SETTLING, Load
 from primelens.bench.spec import Spec
 from primelens.bench.system import SimulatedClock
 from primelens.errors import EngineError, OptionError
@@ -42,10 +46,55 @@ def test_systems_take_turns_over_the_same_fresh_pictures(tmp_path: Path) -> None
     cell = cells_of(SPEC)[0]
     found = run_cell(cell, systems, SPEC, PictureSource(tmp_path, 0), clock)
     order = [(s.block, s.system) for s in sorted(found.samples, key=lambda s: s.started)]
-    assert order == [(block, name) for block in range(3) for name in "ab" for _ in range(2)]
+    assert order == [
+        (block, name)
+        for block, names in enumerate(("ab", "ba", "ab"))  # who is first changes
+        for name in names
+        for _ in range(2)
+    ]
     shown = {name: [s.request.picture for s in found.samples if s.system == name] for name in "ab"}
     assert shown["a"] == shown["b"]
     assert len(set(shown["a"])) == 6  # never the same picture twice
+
+
+def test_a_turn_begins_on_an_idle_machine(tmp_path: Path) -> None:
+    """Whoever comes next waits until the threads of the one before sleep; one alone does not."""
+    gaps = {}
+    for names in ("ab", "a"):
+        clock = SimulatedClock()
+        systems = {name: FakeSystem(name, clock) for name in names}
+        cell = cells_of(SPEC)[0]
+        found = run_cell(cell, systems, SPEC, PictureSource(tmp_path / names, 0), clock).samples
+        ordered = sorted(found, key=lambda s: s.started)
+        gaps[names] = {
+            round(b.started - a.ended, 6)
+            for a, b in pairwise(ordered)
+            if (a.system, a.block) != (b.system, b.block)
+        }
+    assert gaps == {"ab": {SETTLING}, "a": {0.0}}
+
+
+def test_a_system_that_disturbs_the_next_does_not_look_faster_than_itself(tmp_path: Path) -> None:
+    """The one before leaves threads awake for 0.1 s, which double the time of what runs then."""
+    clock = SimulatedClock()
+    awake: dict[str, float] = {}
+
+    class Spinning(FakeSystem):
+        def answer(self, requests):  # type: ignore[no-untyped-def]
+            start = clock.now()
+            others = [until for name, until in awake.items() if name != self._name]
+            disturbed = any(until > start for until in others)
+            answers = super().answer(requests)
+            if disturbed:
+                clock.advance(clock.now() - start)
+            awake[self._name] = clock.now() + 0.1
+            return answers
+
+    spec = replace(SPEC, blocks=10, requests=1)
+    systems = {name: Spinning(name, clock) for name in "ab"}
+    found = run_cell(cells_of(spec)[0], systems, spec, PictureSource(tmp_path, 0), clock).samples
+    a, b = (latency_blocks(s for s in found if s.system == name) for name in "ab")
+    assert compare_blocks(a, b, paired=True).ratio.estimate == pytest.approx(1.0)
 
 
 def test_offline_fills_whole_batches(tmp_path: Path) -> None:
@@ -183,7 +232,6 @@ def test_a_whole_run_of_a_real_bundle(
 
 
 def test_a_busy_machine_concludes_nothing(outcome: Outcome) -> None:
-    from dataclasses import replace
 
     from primelens.bench.table import result_lines
 
