@@ -111,12 +111,15 @@ class PeerEnvironment:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         pip = [str(self.python), "-m", "pip", "install", "--quiet"]
         lines = self.pins.read_text(encoding="utf-8").splitlines()
-        torch = next(line for line in lines if line.startswith("torch=="))
-        commands = [
-            [sys.executable, "-m", "venv", str(self.folder)],
-            [*pip, torch],  # with what its build for this platform brings along
-            [*pip, "--no-deps", "-r", str(self.pins)],  # the rest exactly as it was measured
-        ]
+        torch = [line for line in lines if line.startswith("torch==")]
+        commands = [[sys.executable, "-m", "venv", str(self.folder)]]
+        if torch:
+            commands += [
+                [*pip, *torch],  # with what its build for this platform brings along
+                [*pip, "--no-deps", "-r", str(self.pins)],  # the rest exactly as it was measured
+            ]
+        else:  # a package that pins its own
+            commands += [[*pip, "-r", str(self.pins)]]
         for command in commands:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
