@@ -108,7 +108,8 @@ def stored(values: NDArray[np.float32], dtype: StoredDtype) -> Stored:
     """
     if values.dtype != np.float32 or values.ndim < 1:
         raise ValueError(f"values are {values.dtype} {list(values.shape)}, not float32 [..., C]")
-    peak = float(np.abs(values).max(initial=0.0))  # NaN if there is one
+    # Both are NaN if there is one.
+    peak = max(float(values.max(initial=0.0)), -float(values.min(initial=0.0)))
     if not math.isfinite(peak):
         raise ValueError("values are not finite")
     if dtype == "int8" and peak < _SCALED_OVERFLOW:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from primelens.store.key import EntryKey, Frame, StoredDtype
 
 __all__ = [
     "DAMAGE",
-    "INSERT",
     "Row",
     "connect",
+    "enter",
     "remember",
     "row_of",
     "totals",
     "touch",
-    "values_of",
 ]
 
 _VERSION = 2
@@ -37,22 +38,19 @@ CREATE TABLE gone (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, reason
 CREATE TABLE writers (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE total (entries INTEGER NOT NULL, bytes INTEGER NOT NULL, aside INTEGER NOT NULL);
 INSERT INTO total VALUES (0, 0, 0);
-CREATE TRIGGER entered AFTER INSERT ON entries BEGIN
-    UPDATE total SET entries = entries + 1, bytes = bytes + new.size; END;
 CREATE TRIGGER left AFTER DELETE ON entries BEGIN
     UPDATE total SET entries = entries - 1, bytes = bytes - old.size; END;
-CREATE TRIGGER resized AFTER UPDATE OF size ON entries BEGIN
-    UPDATE total SET bytes = bytes + new.size - old.size; END;
 CREATE TRIGGER aside AFTER INSERT ON quarantined BEGIN
     UPDATE total SET aside = aside + new.size; END;
 CREATE TRIGGER destroyed AFTER DELETE ON quarantined BEGIN
     UPDATE total SET aside = aside - old.size; END;
 """
 
-INSERT = """
+_INSERT = """
 INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET size = excluded.size, used = excluded.used
 """
+_AT_ONCE = 500  # fewer than SQLite's variables
 
 # What a damaged or replaced database answers with; anything else (busy, disk full) is passed on.
 DAMAGE = {
@@ -110,6 +108,23 @@ def totals(db: sqlite3.Connection) -> tuple[int, int, int]:
     return int(entries), int(size), int(aside)
 
 
+def enter(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+    """Insert rows, or replace them. The totals follow by sums: a trigger doubles the cost."""
+    iterator = iter(rows)
+    while some := list({row.key.digest: row for row in islice(iterator, _AT_ONCE)}.values()):
+        keys = [row.key.digest for row in some]
+        known = f"WHERE key IN ({', '.join('?' * len(keys))})"
+        had, bytes_had = db.execute(
+            f"SELECT count(*), total(size) FROM entries {known}", keys
+        ).fetchone()
+        db.executemany(_INSERT, [_values(row) for row in some])
+        size = sum(row.size for row in some)
+        db.execute(
+            "UPDATE total SET entries = entries + ?, bytes = bytes + ?",
+            (len(some) - had, size - int(bytes_had)),
+        )
+
+
 def touch(db: sqlite3.Connection, touched: dict[str, int]) -> None:
     db.executemany(
         "UPDATE entries SET used = max(used, ?) WHERE key = ?",
@@ -123,7 +138,7 @@ def remember(db: sqlite3.Connection, digest: str, reason: str) -> None:
     db.execute("DELETE FROM gone WHERE id <= ?", (newest - _REMEMBERED,))
 
 
-def values_of(row: Row) -> tuple[str | int | float, ...]:
+def _values(row: Row) -> tuple[str | int | float, ...]:
     key, frame = row.key, row.key.frame
     text = "" if frame is None else f"{frame.index} {frame.timestamp_ns}"
     parts = (key.tower, key.tap, key.variant, key.dtype, key.source, text)

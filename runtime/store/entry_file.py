@@ -18,6 +18,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ ENTRY_FORMAT = "primelens-entry-1"
 _OPENING = b'{"__metadata__":{"checksum":"'
 _PLACE = 8 + len(_OPENING)  # of the checksum's digits in the file
 _DIGITS = 8
+_SOURCE = "0" * 64  # stands for the picture's digest
 HEAD_BYTES = 4096  # hold any header: labels are at most 200 characters
 _NAMES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
@@ -84,23 +86,42 @@ class Entry:
 def to_parts(entry: Entry) -> list[memoryview]:
     """The file's content, as buffers to be written one after the other."""
     arrays = {name: np.asarray(a, order="C") for name, a in entry.stored.arrays.items()}
-    header: dict[str, Any] = {"__metadata__": {"checksum": "0" * _DIGITS, **_metadata(entry)}}
-    offset = 0
-    for name, array in arrays.items():
-        kind = next(kind for kind, dtype in _NAMES.items() if dtype == array.dtype)
-        offsets = [offset, offset + array.nbytes]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
-        offset += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
-    if len(text) > HEAD_BYTES - 8:
-        raise ValueError(f"the header would have {len(text)} bytes")
+    head, key = entry.head, entry.head.key
+    layout = tuple((name, array.dtype, array.shape) for name, array in arrays.items())
+    named = (key.tower, key.variant, key.dtype, _SOURCE, key.frame)
+    errors = head.max_error, head.relative_error
+    text = _header_text(named, key.tap, head.size, errors, layout)
+    text = text.replace(b'"source":"%s"' % _SOURCE.encode(), b'"source":"%s"' % key.source.encode())
     opening = bytearray(len(text).to_bytes(8, "little") + text)
     # A view as bytes; of an array without elements there is none.
     parts = [memoryview(opening)]
     parts += [a.reshape(-1).view(np.uint8).data for a in arrays.values() if a.size]
     opening[_PLACE : _PLACE + _DIGITS] = _checksum(parts)
     return parts
+
+
+@lru_cache(maxsize=64)
+def _header_text(
+    named: tuple[str, str, StoredDtype, str, Frame | None],
+    tap: str,
+    size: tuple[int, int],
+    errors: tuple[float, float],
+    layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
+) -> bytes:
+    """The header; entries of one tower often differ in their sources alone."""
+    head = Head(EntryKey(*named, tap=tap), size, *errors)
+    header: dict[str, Any] = {"__metadata__": {"checksum": "0" * _DIGITS, **_metadata(head)}}
+    offset = 0
+    for name, dtype, shape in layout:
+        kind = next(kind for kind, known in _NAMES.items() if known == dtype)
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEAD_BYTES - 8:
+        raise ValueError(f"the header would have {len(text)} bytes")
+    return text
 
 
 def from_bytes(content: bytes, digest: str | None = None) -> Entry:
@@ -170,8 +191,7 @@ def _checksum(parts: Sequence[memoryview]) -> bytes:
     return b"%08x" % crc
 
 
-def _metadata(entry: Entry) -> dict[str, str]:
-    head = entry.head
+def _metadata(head: Head) -> dict[str, str]:
     key, frame = head.key, head.key.frame
     return {
         "format": ENTRY_FORMAT,

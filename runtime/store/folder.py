@@ -17,22 +17,21 @@ renamed, so a reader sees all of it or nothing; it is *not* fsynced, because an 
 computed again and its checksum tells a torn file from a whole one.
 
 A file in ``writers/`` lists the entries that its writer has written, or is about to, since it last
-told the index, so that they are found when it dies: `Writer`.
+told the index, so that they are found when it dies: `primelens.store.writers`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from primelens.errors import StoreError
+from primelens.store.writers import DeadWriters, Writer, dead_writers, enlisted
 
 __all__ = [
     "ENTRIES",
@@ -53,7 +52,6 @@ _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
 _LARGEST = 2**31  # bytes of a file that is read at all
-_DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
 class StoreFolder:
@@ -106,7 +104,10 @@ class StoreFolder:
             FileNotFoundError: there is none.
             OSError: it cannot be read, is a link, or no regular file with one name (ELOOP).
         """
-        folder = self._open_inner(self._inside(ENTRIES), digest[:2])
+        home, prefix = self._inside(ENTRIES), digest[:2]
+        if not os.access(f"{prefix}/{digest}{SUFFIX}", os.F_OK, dir_fd=home):
+            raise FileNotFoundError(errno.ENOENT, "no such entry", digest)
+        folder = self._open_inner(home, prefix)
         try:
             descriptor = os.open(digest + SUFFIX, _READ, dir_fd=folder)
         finally:
@@ -141,7 +142,7 @@ class StoreFolder:
         Args:
             digest: the entry.
             parts: the content.
-            name: of the temporary file; it begins with the writer's name, see `Writer`.
+            name: of the temporary file; it begins with the writer's name, see `Writer.announce`.
         """
         temporary = self._inside(TEMPORARY)
         descriptor = os.open(name, _CREATE, 0o600, dir_fd=temporary)
@@ -198,18 +199,7 @@ class StoreFolder:
 
     def enlist(self) -> Writer:
         """A new writer, alive until it leaves or its process ends."""
-        import fcntl
-
-        folder = self._inside(WRITERS)
-        fcntl.flock(folder, fcntl.LOCK_SH)  # nobody is declared dead between its file and its lock
-        try:
-            name = secrets.token_hex(12)
-            flags = _CREATE | os.O_APPEND
-            descriptor = os.open(name, flags, 0o600, dir_fd=folder)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        finally:
-            fcntl.flock(folder, fcntl.LOCK_UN)
-        return Writer(name, descriptor)
+        return enlisted(self._inside(WRITERS))
 
     def discharge(self, writer: Writer) -> None:
         """A writer leaves; what it wrote is known to the index."""
@@ -219,25 +209,7 @@ class StoreFolder:
 
     def dead_writers(self) -> DeadWriters:
         """The writers that died; their temporary files are removed here."""
-        import fcntl
-
-        folder, temporary = self._inside(WRITERS), self._inside(TEMPORARY)
-        living, locked = [], {}
-        fcntl.flock(folder, fcntl.LOCK_EX)  # none is enlisted meanwhile
-        try:
-            for name in _names(folder):
-                descriptor = _locked_now(name, folder)
-                if descriptor is None:
-                    living.append(name)
-                else:
-                    locked[name] = descriptor
-            for name in _names(temporary):
-                if name.split(".")[0] not in living:
-                    with suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=temporary)
-        finally:
-            fcntl.flock(folder, fcntl.LOCK_UN)
-        return DeadWriters({name: _noted(one) for name, one in locked.items()}, living, locked)
+        return dead_writers(self._inside(WRITERS), self._inside(TEMPORARY))
 
     def bury(self, dead: DeadWriters) -> None:
         """Remove the files of writers that died, once the index knows what they wrote."""
@@ -324,32 +296,6 @@ class StoreFolder:
             return self._open_inner(home, prefix)
 
 
-class Writer:
-    """An open store that may write: its file in ``writers/``, locked while it lives.
-
-    Attributes:
-        name: what its temporary files' names begin with.
-    """
-
-    def __init__(self, name: str, descriptor: int) -> None:
-        self.name, self._descriptor = name, descriptor
-        self._number = 0
-
-    def announce(self, digest: str) -> str:
-        """Note an entry that is about to be written; the name of its temporary file."""
-        os.write(self._descriptor, f"{digest}\n".encode())
-        self._number += 1
-        return f"{self.name}.{self._number}"
-
-    def recorded(self) -> None:
-        """Forget the notes, because the index knows them now."""
-        os.ftruncate(self._descriptor, 0)
-
-    def close(self) -> None:
-        """Let go of the file and its lock."""
-        os.close(self._descriptor)
-
-
 def _foreign(status: os.stat_result) -> bool:
     """Whether somebody else owns it, or may write to it."""
     return status.st_uid != os.geteuid() or bool(status.st_mode & 0o022)
@@ -360,53 +306,10 @@ def _names(folder: int) -> list[str]:
         return sorted(entry.name for entry in found)
 
 
-@dataclass(frozen=True)
-class DeadWriters:
-    """Writers that died, locked against others who would bury them too.
-
-    Attributes:
-        wrote: name → keys of entries that the index may not know.
-        living: names of the others.
-        locks: name → descriptor of its file.
-    """
-
-    wrote: dict[str, list[str]]
-    living: list[str]
-    locks: dict[str, int]
-
-    def release(self) -> None:
-        """Let go of the locks."""
-        for descriptor in self.locks.values():
-            os.close(descriptor)
-        self.locks.clear()
-
-
 def _statuses(folder: int) -> Iterator[tuple[str, os.stat_result]]:
     for name in _names(folder):
         with suppress(FileNotFoundError):
             yield name, os.stat(name, dir_fd=folder, follow_symlinks=False)
-
-
-def _locked_now(name: str, folder: int) -> int | None:
-    """A descriptor of a writer's file if its lock is free, which it holds then; else None."""
-    import fcntl
-
-    try:
-        descriptor = os.open(name, _READ, dir_fd=folder)
-    except FileNotFoundError:
-        return None  # it is leaving
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _noted(descriptor: int) -> list[str]:
-    """The keys that a writer noted; a line that was cut off is none."""
-    lines = _read_all(descriptor, os.fstat(descriptor).st_size).split(b"\n")
-    return [line.decode() for line in lines if _DIGEST.fullmatch(line)]
 
 
 def _write_all(descriptor: int, parts: Sequence[memoryview]) -> None:

@@ -29,16 +29,16 @@ from typing import TypeVar
 
 from primelens.store.database import (
     DAMAGE,
-    INSERT,
     Row,
     connect,
+    enter,
     remember,
     row_of,
     totals,
     touch,
-    values_of,
 )
-from primelens.store.folder import INDEX, DeadWriters, StoreFolder
+from primelens.store.folder import INDEX, StoreFolder
+from primelens.store.writers import DeadWriters
 
 __all__ = ["Index", "Report", "Row"]
 
@@ -185,7 +185,7 @@ class Index:
     def _enter(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Enter rows, but not those whose files left meanwhile."""
         there = [row for row in rows if self._folder.has(row.key.digest)]
-        db.executemany(INSERT, [values_of(row) for row in there])
+        enter(db, there)
         db.executemany("DELETE FROM gone WHERE key = ?", [(row.key.digest,) for row in there])
 
     def _replaced(self, db: sqlite3.Connection, coming: Row) -> int:
@@ -306,7 +306,7 @@ class Index:
         new.mkdir(mode=0o700)
         with _closing(connect(new / self._path.name, writable=True, create=True)) as db:
             db.execute("BEGIN")
-            db.executemany(INSERT, (values_of(row) for row in self._scan(None)))
+            enter(db, self._scan(None))
             found = list(self._folder.quarantined())
             db.executemany("INSERT OR REPLACE INTO quarantined VALUES (?, ?)", found)
             db.execute("COMMIT")

@@ -92,7 +92,7 @@ class KeptTaps:
             for key, values in _paired(named, image.taps)
         ]
         try:
-            restored = iter(self.store.put_all(items))
+            restored = iter(self.store.put_all(items, later=True))
         except ValueError as error:
             raise EngineError(f"The tower's output cannot be kept: {error}.") from error
         return [

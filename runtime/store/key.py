@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 from primelens.schema import canonical_json
@@ -31,6 +31,7 @@ StoredDtype = Literal["fp32", "fp16", "int8"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LONGEST_LABEL = 200
+_SOURCE = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class EntryKey:
     @cached_property
     def digest(self) -> str:
         """The key (hex SHA-256)."""
-        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+        before, after = _around_source(self.tower, self.variant, self.dtype, self.frame)
+        return hashlib.sha256(before + self.source.encode() + after).hexdigest()
 
     def differing(self, other: EntryKey) -> tuple[str, ...]:
         """Names of the parts in which two keys differ.
@@ -107,3 +109,17 @@ class EntryKey:
             if getattr(self, name) != getattr(other, name)
         ]
         return tuple("tap" if p == "tower" and self.tap != other.tap else p for p in parts)
+
+
+@lru_cache(maxsize=256)
+def _around_source(
+    tower: str, variant: str, dtype: StoredDtype, frame: Frame | None
+) -> tuple[bytes, bytes]:
+    """A key's document in front of the source's digest and behind it.
+
+    Keys of one tower differ in their sources alone; JSON is made once for all of them.
+    """
+    document = canonical_json(EntryKey(tower, variant, dtype, _SOURCE, frame).document())
+    opening = b'"source":"'
+    before, after = document.split(opening + _SOURCE.encode())
+    return before + opening, after

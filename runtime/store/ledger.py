@@ -18,11 +18,11 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from primelens.store.database import Row
-from primelens.store.folder import StoreFolder, Writer
+from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Report
+from primelens.store.writers import Writer
 
 __all__ = ["Ledger"]
 
@@ -75,7 +75,6 @@ class Ledger:
             except BaseException:
                 self._room += row.size
                 raise
-            row = replace(row, used=time.time_ns())
             self._wrote[digest] = row
             self._of_source.setdefault(row.key.source, []).append(row)
         return evicted
@@ -142,8 +141,9 @@ class Ledger:
 
     def _tell(self, coming: Row | None) -> int:
         """One transaction; returns how many entries were evicted."""
+        later = "" if coming is None else coming.key.digest  # it has no row that could be touched
         with self._uses_lock:
-            used, self._used = self._used, {}
+            used, self._used = self._used, {k: n for k, n in self._used.items() if k == later}
         report = Report(
             writer=self._writer.name if self._writer is not None else "",
             wrote=list(self._wrote.values()),

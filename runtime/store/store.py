@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
-import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,10 +21,10 @@ from primelens.store.entry_file import (
     Head,
     from_bytes,
     head_of,
-    to_parts,
 )
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Row
+from primelens.store.keeping import Keeping, Tally, Unmeasured
 from primelens.store.key import EntryKey
 from primelens.store.ledger import Ledger
 from primelens.store.memory import MemoryTier
@@ -59,12 +57,15 @@ class EmbeddingStore:
         self._index = Index(self._folder, self._scan)
         self._memory: MemoryTier[str, Hit] = MemoryTier(options.memory_bytes)
         self._ledger = Ledger(self._folder, self._index, options.cap_bytes)
-        self._counts: Counter[str] = Counter()
-        self._noticed: set[str] = set()
-        self._lock = threading.Lock()
+        self._tally = Tally(self.path)
+        self._keeping = Keeping(self._ledger, self._tally, options.cap_bytes)
         self._finalizer = weakref.finalize(
-            self, _close, self._ledger, self._index, self._folder, self.writable
+            self, _close, self._keeping, self._ledger, self._index, self._folder
         )
+        for other in list(_OPEN):  # of this process: what it was given is found from now on
+            if other.path == self.path:
+                other.flush()
+        _OPEN.add(self)
         self._settle()
 
     @property
@@ -80,6 +81,7 @@ class EmbeddingStore:
 
     def close(self) -> None:
         """Tell the index everything, and let go of the folder; also done when Python exits."""
+        _OPEN.discard(self)
         self._finalizer()
 
     def get(self, key: EntryKey) -> Hit | Miss:
@@ -87,13 +89,17 @@ class EmbeddingStore:
         digest = key.digest
         found: Hit | Miss | None = self._memory.get(digest)
         if found is None:
+            if self._keeping.is_queued(digest):
+                self._keeping.drain()
             found = self._read(key)
         if isinstance(found, Hit):
-            self._count(f"{found.tier}_hits")
-            if self.writable and self._ledger.use(digest):
-                self.flush()
+            self._tally.count(f"{found.tier}_hits")
+            if self.writable:
+                self._keeping.use(digest)
+                if self._ledger.use(digest):
+                    self.flush()
         else:
-            self._count(f"miss {found.reason}")
+            self._tally.count(f"miss {found.reason}")
         return found
 
     def put(
@@ -112,22 +118,30 @@ class EmbeddingStore:
         return self.put_all([(key, values, size)])[0]
 
     def put_all(
-        self, items: Sequence[tuple[EntryKey, NDArray[np.float32], tuple[int, int]]]
+        self,
+        items: Sequence[tuple[EntryKey, NDArray[np.float32], tuple[int, int]]],
+        *,
+        later: bool = False,
     ) -> list[NDArray[np.float32]]:
-        """`put` for a batch."""
+        """`put` for a batch; with ``later`` a thread writes the files, and this does not wait."""
         restored, entries = [], []
         for key, values, size in items:
             kept = stored(values, key.dtype)
             restored.append(kept.restore())
             self._memory.put(key.digest, Hit(restored[-1], size, "memory"), restored[-1].nbytes)
             if self.writable:
-                entries.append(Entry(Head(key, size, *kept.error(values)), kept))
-        self._keep(entries)
+                exact = kept.values.dtype == np.float32
+                entry = Entry(Head(key, size), kept)
+                entries.append(Unmeasured(entry, None if exact else values.copy()))
+        if later:
+            self._keeping.keep_later(entries)
+        else:
+            self._keeping.keep(entries)
         return restored
 
     def put_stored(self, entry: Entry) -> bool:
         """Keep an entry as another store wrote it; whether it could be written."""
-        return self.writable and self._keep([entry])
+        return self.writable and self._keeping.keep([Unmeasured(entry)])
 
     def entry(self, row: Row) -> Entry | None:
         """An entry as it lies in its file; None where it is gone or corrupt."""
@@ -156,16 +170,17 @@ class EmbeddingStore:
 
     def stats(self) -> StoreStats:
         """Counters of this process."""
-        with self._lock:
-            counts = Counter(self._counts)
+        self._keeping.drain()
+        counts = self._tally.counts()
         misses = {name[5:]: n for name, n in sorted(counts.items()) if name.startswith("miss ")}
         names = ("memory_hits", "disk_hits", "kept", "not_kept", "evicted", "corrupt")
         numbers = {name: counts[name] for name in names}
         return StoreStats(misses=misses, rebuilt=self._index.rebuilt, **numbers)
 
     def flush(self) -> None:
-        """Tell the index what was written and used since it was told last."""
+        """Write what is to be written, and tell the index what was written and used."""
         if self.writable:
+            self._keeping.drain()
             self._guarded(self._ledger.tell)
 
     def _settle(self) -> None:
@@ -227,7 +242,7 @@ class EmbeddingStore:
             return self._absent(key)
         except OSError as error:
             if error.errno != errno.ELOOP:  # which says that it is a link
-                self._notice(error)
+                self._tally.notice(error)
                 return Miss("unreadable")
             self._put_aside(digest, inode)
             return Miss("corrupt")
@@ -259,35 +274,12 @@ class EmbeddingStore:
         return Miss("differs", min(differing, key=len)) if differing else Miss("new")
 
     def _put_aside(self, digest: str, inode: int | None) -> None:
-        self._count("corrupt")
+        self._tally.count("corrupt")
         logger.warning("%s: the entry %s is corrupt", self.path, digest)
         if self.writable:
             aside = self._folder.quarantine(digest, inode)
             self.flush()
             self._guarded(lambda: self._index.forget(digest, "corrupt", aside))
-
-    def _keep(self, entries: Sequence[Entry]) -> bool:
-        """Write entries; a disk or index that fails costs the entries alone."""
-        kept = 0
-        for entry in entries:
-            try:
-                self._write(entry)
-                kept += 1
-            except (OSError, sqlite3.Error) as error:
-                self._notice(error)
-        self._count("kept", kept)
-        self._count("not_kept", len(entries) - kept)
-        return kept == len(entries)
-
-    def _write(self, entry: Entry) -> None:
-        parts = to_parts(entry)
-        size = sum(part.nbytes for part in parts)
-        if size > self._cap:
-            raise OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap")
-        head = entry.head
-        evicted = self._ledger.write(Row(head.key, size, 0, head.relative_error), parts)
-        if evicted:
-            self._count("evicted", evicted)
 
     def _scan(self, digests: Iterable[str] | None = None) -> Iterator[Row]:
         """Rows from the files; a file whose header is senseless is put aside."""
@@ -299,33 +291,25 @@ class EmbeddingStore:
             except FileNotFoundError:
                 continue
             except (OSError, CorruptEntryError):
-                self._count("corrupt")
+                self._tally.count("corrupt")
                 self._folder.quarantine(digest, inode)
                 continue
             yield Row(head.key, size, changed, head.relative_error)
-
-    def _count(self, name: str, by: int = 1) -> None:
-        with self._lock:
-            self._counts[name] += by
 
     def _guarded(self, work: Callable[[], object]) -> None:
         """Run ``work``; a disk or index that fails is noticed and costs nothing else."""
         try:
             work()
         except (OSError, sqlite3.Error) as error:
-            self._notice(error)
-
-    def _notice(self, error: OSError | sqlite3.Error) -> None:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        with self._lock:
-            known = text in self._noticed
-            self._noticed.add(text)
-        level = logging.DEBUG if known else logging.WARNING
-        logger.log(level, "%s: embeddings are not kept or not found: %s", self.path, text)
+            self._tally.notice(error)
 
 
-def _close(ledger: Ledger, index: Index, folder: StoreFolder, writable: bool) -> None:
-    if writable:
+_OPEN: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
+
+
+def _close(keeping: Keeping, ledger: Ledger, index: Index, folder: StoreFolder) -> None:
+    keeping.close()
+    if folder.writable:
         ledger.close()
     index.close()
     folder.close()

@@ -139,7 +139,9 @@ def test_rebuilding_puts_aside_what_has_no_sensible_header(opened: Opener, folde
 
 
 def test_a_store_without_an_index_can_be_read(opened: Opener, folder: Path) -> None:
-    fill(opened())
+    writer = opened()
+    fill(writer)
+    writer.close()
     shutil.rmtree(folder / "index")
     (folder / "lock").unlink()
     store = opened(mode="read-only")
