@@ -2,8 +2,9 @@
 
 `Keeping.keep_later` hands entries to a thread of its own, which measures the error of storing them,
 makes their files' content and writes it, while the caller goes on to the next picture. The queue is
-bounded: a caller that is faster than the disk waits. What is still queued when the process is
-killed is not kept; when it ends, or closes the store, it is waited for.
+bounded: a caller that is faster than the disk waits. Entries are written several at a time. What is
+still queued when the process is killed is not kept; when it ends, or closes the store, it is waited
+for.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ __all__ = ["Keeping", "Tally", "Unmeasured"]
 logger = logging.getLogger("primelens.store")
 
 _MOST_QUEUED = 64
+_AT_ONCE = 16  # entries that are worth waking for: the code is cold for the first of them only
+_SECONDS = 0.1  # that fewer wait
 
 
 class Tally:
@@ -105,6 +108,7 @@ class Keeping:
         self._queue: deque[Unmeasured] = deque()  # the first is being written
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._hurried = 0  # callers that wait
 
     def keep(self, entries: Sequence[Unmeasured]) -> bool:
         """Write entries now, after those that are queued.
@@ -129,16 +133,17 @@ class Keeping:
     def keep_later(self, entries: Sequence[Unmeasured]) -> None:
         """Have them written by the thread, in their order."""
         with self._changed:
-            for entry in entries:
-                while len(self._queue) >= _MOST_QUEUED:
-                    self._changed.wait()
-                self._queue.append(entry)
-            if self._thread is None and self._queue:
+            if self._thread is None and entries:
                 self._thread = threading.Thread(
                     target=self._write_queued, name="primelens-store", daemon=True
                 )
                 self._thread.start()
-            self._changed.notify_all()
+            for entry in entries:
+                if len(self._queue) >= _MOST_QUEUED:
+                    self._wait_for(_MOST_QUEUED - _AT_ONCE)
+                self._queue.append(entry)
+                if len(self._queue) in (1, _AT_ONCE):
+                    self._changed.notify_all()
 
     def is_queued(self, digest: str) -> bool:
         """Whether an entry waits to be written."""
@@ -159,8 +164,7 @@ class Keeping:
         """Wait until everything is written."""
         if self._queue:
             with self._changed:
-                while self._queue:
-                    self._changed.wait()
+                self._wait_for(0)
 
     def close(self) -> None:
         """`drain`, and end the thread."""
@@ -172,6 +176,14 @@ class Keeping:
         if thread is not None:
             thread.join()
 
+    def _wait_for(self, most: int) -> None:
+        """Until at most so many are queued."""
+        self._hurried += 1
+        self._changed.notify_all()
+        while len(self._queue) > most:
+            self._changed.wait()
+        self._hurried -= 1
+
     def _write_queued(self) -> None:
         while True:
             with self._changed:
@@ -179,13 +191,21 @@ class Keeping:
                     if self._closed:
                         return
                     self._changed.wait()
-                first = self._queue[0]
-            try:
-                self._keep([first])
-            except Exception:  # a mistake of ours must not make everybody wait for ever
-                logger.exception("an entry could not be written")
-            with self._changed:
-                self._queue.popleft()
+                self._changed.wait_for(
+                    lambda: self._hurried or self._closed or len(self._queue) >= _AT_ONCE, _SECONDS
+                )
+                some = list(self._queue)
+            for entry in some:
+                self._write_first(entry)
+
+    def _write_first(self, entry: Unmeasured) -> None:
+        try:
+            self._keep([entry])
+        except Exception:  # a mistake of ours must not make everybody wait for ever
+            logger.exception("an entry could not be written")
+        with self._changed:
+            self._queue.popleft()
+            if self._hurried:
                 self._changed.notify_all()
 
     def _write(self, entry: Entry, used: int) -> None:
@@ -207,8 +227,7 @@ def _before_fork() -> None:
     """A process is forked while no thread of a store holds a lock that the child would miss."""
     for keeping in list(_ALIVE):
         keeping._changed.acquire()
-        while keeping._queue:
-            keeping._changed.wait()
+        keeping._wait_for(0)
         _AT_REST.append(keeping)
 
 
