@@ -34,10 +34,10 @@ def found_again(work: Work, home: Path) -> list[Any]:
     write_draft(work.draft, folder, OPTIONS)
     pictures = [np.asarray(picture) for picture in work.answers["caption"].pictures]
     options, kept = LoadOptions(threads=1), CacheOptions(home / "kept")
-    with primelens.load(folder, options=options, cache=kept) as model:
-        model.caption(pictures)
-    with primelens.load(folder, options=options, cache=kept) as model:
-        images: list[Any] = list(model.encode_batch(pictures))
+    primelens.load(folder, options=options, cache=kept).caption(pictures)
+    images: list[Any] = list(
+        primelens.load(folder, options=options, cache=kept).encode_batch(pictures)
+    )
     assert [image.cache for image in images] == ["hit"] * len(pictures)
     return images
 
