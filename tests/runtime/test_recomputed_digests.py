@@ -43,12 +43,13 @@ def digest_of(document: Any) -> str:
 
 
 def tensors_of(graph: Path, prefix: str = "model.") -> dict[str, Any]:
-    """Name → shape and digest of the tower's weights, widened to float32."""
+    """Canonical name → shape and digest of the tower's weights, widened to float32."""
     found = {}
     for tensor in onnx.load(graph).graph.initializer:
         if tensor.name.startswith(prefix):
             name = tensor.name.removeprefix(prefix).removesuffix(".narrow")
             values = numpy_helper.to_array(tensor, base_dir=str(graph.parent)).astype("<f4")
+            name = {"position_table": "positions"}.get(name, name.removeprefix("backbone."))
             found[name] = {"shape": list(values.shape), "sha256": sha256(values.tobytes())}
     return found
 
