@@ -54,8 +54,12 @@ bench: $(DEV)/.installed ## measure this machine (BENCH_ARGS='run default --out 
 default-model: $(DEV)/.installed ## train, export and measure the shipped model again (hours)
 	$(DEV)/bin/python -m primelens.tune.default_model --work $(MODEL_WORK)
 	$(DEV)/bin/python scripts/ship_default_model.py --work $(MODEL_WORK)
-	$(DEV)/bin/python -m primelens.tune.default_heads answer --work $(MODEL_WORK)/heads
-	$(DEV)/bin/python -m primelens.tune.default_heads rank --work $(MODEL_WORK)/heads
+	test -d $(MODEL_WORK)/heads/tower || \
+	  $(DEV)/bin/python -m primelens.export.recover default --out $(MODEL_WORK)/heads/tower
+	$(DEV)/bin/python -m primelens.tune.default_heads states --work $(MODEL_WORK)/heads
+	for head in answer rank; do \
+	  $(DEV)/bin/python -m primelens.tune.default_heads $$head \
+	    --work $(MODEL_WORK)/heads --tower $(MODEL_WORK)/heads/tower || exit 1; done
 	$(DEV)/bin/python scripts/ship_default_heads.py --work $(MODEL_WORK)/heads
 
 story-retune: $(DEV)/.installed ## 500 pictures encoded once, captioned by two text sides (minutes)

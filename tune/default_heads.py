@@ -10,16 +10,14 @@ stops and goes on like :mod:`primelens.tune.default_model`'s.
 from __future__ import annotations
 
 import argparse
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import (
     BertConfig,
     BertModel,
@@ -32,16 +30,15 @@ from transformers import (
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 import primelens
 from primelens.head_checkpoint import of_tap, write
 from primelens.manifest import TowerSpec
 from primelens.towers import FeatureMapTower, PooledTower, PooledTowerConfig
+from primelens.tune.answer_lessons import AnswerLessons, mean_cells
 from primelens.tune.captioner import (
     BOS,
     EOS,
-    GRID,
     PAD,
     POSITIONS,
     VOCABULARY,
@@ -50,21 +47,15 @@ from primelens.tune.captioner import (
 )
 from primelens.tune.kept_scenes import KeptScenes, SceneChoice, keep_scenes, open_scenes
 from primelens.tune.lock import locked
-from primelens.tune.objectives import LOG_SCALE_START, lit_loss, token_loss
+from primelens.tune.objectives import LOG_SCALE_START, lit_loss
 from primelens.tune.running import Run, append, schedule
 from primelens.tune.scenes.language import caption, noun_phrase
-from primelens.tune.scenes.objects import KIND_BY_NAME, KINDS
-from primelens.tune.scenes.questions import questions
-from primelens.tune.scenes.targets import cell_targets
+from primelens.tune.scenes.objects import KINDS
 from primelens.tune.scenes.world import Scene, scene
 
 TAP = "last_hidden_state"
 WIDTH = 128
-_TOPICS = {"count": 4.0, "presence": 4.0, "relation": 2.0, "place": 0.5, "time": 0.5, "object": 0.5}
-"""Odds of what a lesson asks for, where the scene answers it."""
-
-_NAMED = re.compile(r"(?:how many|is there an?|what is .* the) (?P<name>.+?)(?: are there)?\?")
-_GROUNDED_LAYER, _GROUNDED_HEADS, _GROUNDING = 1, 2, 0.3
+_PROTOTYPE_SCENES = 8000
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ class HeadStage:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: questions, or pairs of picture and text, a step.
+        batch_size: pictures a step.
         rate: peak learning rate of AdamW.
         threads: torch's threads.
     """
@@ -90,7 +81,7 @@ class HeadStage:
     save_every: int = 100
 
 
-ANSWER = HeadStage(steps=4000, batch_size=192)
+ANSWER = HeadStage(steps=4500, batch_size=64, rate=1e-3)
 RANK = HeadStage(steps=3000, batch_size=256, rate=1e-3)
 
 
@@ -155,92 +146,6 @@ def build_rank(tower: FeatureMapTower) -> VisionTextDualEncoderModel:
     return VisionTextDualEncoderModel(config, vision, text)
 
 
-Lesson = Callable[[NDArray[np.int64], int], torch.Tensor]
-
-
-class AnswerLessons:
-    """One question for each picture of a step; the loss is on the answer alone.
-
-    Answers alone do not teach which of several things a question names: after 6,400 steps ``is
-    there a fox?`` was answered hardly better than by chance. So two heads of the middle layer are
-    also told where the named thing is: behind the question they shall look at its cells.
-    """
-
-    def __init__(
-        self, model: VisionEncoderDecoderModel, tokenizer: PreTrainedTokenizerFast, stage: HeadStage
-    ) -> None:
-        self._model, self._tokenizer, self._stage = model, tokenizer, stage
-
-    def texts(self, shown: Scene, draw: np.random.Generator) -> tuple[str, str]:
-        """A question and its answer."""
-        asked = questions(shown)
-        by_topic = {topic: [q for q in asked if q.topic == topic] for topic in _TOPICS}
-        topics = [topic for topic in _TOPICS if by_topic[topic]]
-        odds = np.array([_TOPICS[topic] for topic in topics])
-        topic = topics[int(draw.choice(len(topics), p=odds / odds.sum()))]
-        if topic == "presence":
-            return _presence(shown, draw)
-        own = by_topic[topic]
-        question = own[int(draw.integers(len(own)))]
-        return question.text, question.answer
-
-    def loss(
-        self, states: torch.Tensor, scenes: list[Scene], draw: np.random.Generator
-    ) -> torch.Tensor:
-        """Of one step."""
-        rows, cells = [], []
-        for shown in scenes:
-            text, said_of_it = self.texts(shown, draw)
-            question, answer = self._tokenizer([text, said_of_it])["input_ids"]
-            rows.append(([BOS, *question], [*answer, EOS]))
-            cells.append(_named_cells(shown, text))
-        length = max(len(asked) + len(said) for asked, said in rows) - 1
-        inputs = torch.full((len(rows), length), PAD)
-        labels = torch.full((len(rows), length), -100)
-        for place, (asked, said) in enumerate(rows):
-            whole = asked + said
-            inputs[place, : len(whole) - 1] = torch.tensor(whole[:-1])
-            labels[place, len(asked) - 1 : len(whole) - 1] = torch.tensor(said)
-        output = self._model(
-            encoder_outputs=BaseModelOutput(states),
-            decoder_input_ids=inputs,
-            use_cache=False,
-            output_attentions=True,
-        )
-        looked = output.cross_attentions[_GROUNDED_LAYER][:, :_GROUNDED_HEADS]
-        ends = torch.tensor([len(asked) - 1 for asked, _ in rows])
-        looked = looked[torch.arange(len(rows)), :, ends].mean(dim=1)
-        told = token_loss(output.logits, labels, smoothing=self._stage.smoothing)
-        return told + _GROUNDING * _grounding(looked, torch.from_numpy(np.stack(cells)))
-
-
-def _presence(shown: Scene, draw: np.random.Generator) -> tuple[str, str]:
-    """Whether there is something, drawn anew each time: what is not there could be anything."""
-    present = [group.kind for group in shown.groups]
-    if draw.random() < 0.5:
-        kind = present[int(draw.integers(len(present)))]
-    else:
-        kind = int(draw.choice(sorted(set(range(len(KINDS))) - set(present))))
-    return f"is there {noun_phrase(kind, 1)}?", "yes" if kind in present else "no"
-
-
-def _named_cells(shown: Scene, question: str) -> NDArray[np.bool_]:
-    """``[64]``: the cells that show what a question names; none where it names nothing there."""
-    match = _NAMED.fullmatch(question)
-    kind = KIND_BY_NAME.get(match["name"], -1) if match else -1
-    found: NDArray[np.bool_] = (cell_targets(shown, GRID).kinds == kind + 1).ravel() & (kind >= 0)
-    return found
-
-
-def _grounding(looked: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """How little of the attention ``[B, 64]`` lies on the named cells, where there are some."""
-    some = cells.any(dim=1)
-    if not some.any():
-        return looked.sum() * 0
-    on_them = (looked[some] * cells[some]).sum(dim=1)
-    return -on_them.clamp_min(1e-6).log().mean()
-
-
 class RankLessons:
     """One text for each picture of a step: a caption, or the bare name of what stands alone."""
 
@@ -260,9 +165,10 @@ class RankLessons:
         return f"a picture of {name}" if draw.random() < 0.3 else name
 
     def loss(
-        self, states: torch.Tensor, scenes: list[Scene], draw: np.random.Generator
+        self, states: torch.Tensor, scenes: list[Scene], draw: np.random.Generator, step: int
     ) -> torch.Tensor:
         """Of one step; of scenes with one and the same thing alone only the first is taken."""
+        del step  # all of its lessons are alike
         seen: set[int] = set()
         kept = []
         for place, shown in enumerate(scenes):
@@ -283,6 +189,10 @@ class RankLessons:
             model.visual_projection(pooled), model.text_projection(text), model.logit_scale
         )
 
+    def figures(self) -> Mapping[str, float]:
+        """None beside the loss."""
+        return {}
+
 
 def tune_head(
     folder: Path, head: torch.nn.Module, lessons: AnswerLessons | RankLessons, plan: HeadPlan
@@ -298,11 +208,13 @@ def tune_head(
         rows = np.sort(draw.choice(len(kept.indices), stage.batch_size, replace=False))
         scenes = [scene(kept.choice.split, int(i), kept.choice.seed) for i in kept.indices[rows]]
         states = torch.from_numpy(kept.states[rows]).float()
-        loss = lessons.loss(states, scenes, draw)
+        loss = lessons.loss(states, scenes, draw, run.step)
         run.update(loss, schedule(run.step, stage.steps, stage.warm_up), stage.averaging)
         if run.step % 25 == 0:
             took = {"step": run.step, "seconds": round(time.monotonic() - began, 1)}
-            append(folder / "head.jsonl", {"loss": round(loss.item(), 4)} | took)
+            append(
+                folder / "head.jsonl", took | {"loss": round(loss.item(), 4), **lessons.figures()}
+            )
         if run.step % stage.save_every == 0 or run.step == stage.steps:
             run.save()
     run.finish()
@@ -334,7 +246,8 @@ def make_head(name: str, work: Path, plan: HeadPlan, tower: Path, spec: TowerSpe
     model = build_answer(module) if name == "answer" else build_rank(module)
     lessons: AnswerLessons | RankLessons
     if isinstance(model, VisionEncoderDecoderModel):
-        lessons = AnswerLessons(model, tokenizer, plan.stage)
+        means = mean_cells(plan.kept, _PROTOTYPE_SCENES)
+        lessons = AnswerLessons(model, tokenizer, means, plan.stage.smoothing)
     else:
         lessons = RankLessons(model, tokenizer)
     with locked(module):
