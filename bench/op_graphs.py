@@ -53,7 +53,7 @@ class Operation:
 def _kernel_weights(bits: int) -> Callable[[np.random.Generator, int, int], Weights]:
     def draw(random: np.random.Generator, inner: int, width: int) -> Weights:
         panels = -(-width // 16)
-        numbers = {
+        numbers: dict[str, Array] = {
             "scale": random.random(width, np.float32) / 1000,
             "bias": random.standard_normal(width, np.float32),
         }

@@ -319,7 +319,9 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
     checks: dict[str, str] = {}
     for threads in chosen.threads:
         limits[threads] = measure_limits(threads, quick=True)
-        work = [(PRODUCTS, shape, chosen.rows) for shape in chosen.shapes]
+        work: list[tuple[Sequence[Operation], tuple[int, int], Sequence[int]]] = [
+            (PRODUCTS, shape, chosen.rows) for shape in chosen.shapes
+        ]
         if chosen.vocabulary:
             shape = (chosen.shapes[0][0], chosen.vocabulary)
             work.append((HEADS, shape, chosen.head_rows))

@@ -90,7 +90,7 @@ def _log_sum_exp(logits: Array) -> NDArray[np.float32]:
     total = np.zeros(rows)
     for chunk in range(most.shape[1]):
         total = total + shares[:, chunk]
-    return (largest[:, 0].astype(np.float64) + np.log(total)).astype(np.float32)
+    return np.asarray(largest[:, 0].astype(np.float64) + np.log(total), np.float32)
 
 
 def _exponential(d: Array) -> NDArray[np.float32]:
@@ -109,4 +109,4 @@ def _exponential(d: Array) -> NDArray[np.float32]:
         1.0,
     ):
         value = value * r + np.float32(coefficient)
-    return np.ldexp(value, n.astype(np.int32)).astype(np.float32)
+    return np.asarray(np.ldexp(value, n.astype(np.int32)), np.float32)
