@@ -69,7 +69,7 @@ class Spec:
     name: str
     model: str | None = None
     checkpoint: str | None = None
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Literal["fp32", "int8", "int4"] = "fp32"
     scenarios: tuple[str, ...] = ("single", "offline")
     lengths: tuple[str, ...] = ("forced", "natural")
     tokens: int = 20

@@ -48,6 +48,11 @@ __all__ = [
 logger = logging.getLogger("primelens.export")
 
 UNMEASURED = "text quality on labelled data"
+_REPORT = "This is a defect of the exporter or of the checkpoint; please report it."
+_MORE_BITS = (
+    "Ask for more bits (int8, fp32), give calibration pictures of the model's domain, or accept "
+    "less agreement."
+)
 NARROWEST_FIRST: tuple[Precision, ...] = ("int4", "int8", "fp32")
 
 
@@ -81,8 +86,11 @@ def export_checkpoint(
     with TemporaryDirectory() as workshop, clock.stage("calibrate"):
         options, observed = try_out(source, split, options, Path(workshop) / "fp32")
     refused: dict[str, list[str]] = {}
-    for precision in NARROWEST_FIRST if options.precision == "auto" else (options.precision,):
-        chosen = replace(options, precision=precision)
+    candidates = NARROWEST_FIRST if options.precision == "auto" else (options.precision,)
+    for precision in candidates:
+        last = precision == candidates[-1]  # a mismatch may be allowed where nothing is wider
+        gate = replace(options.gate, allow_mismatch=last and options.gate.allow_mismatch)
+        chosen = replace(options, precision=precision, gate=gate)
         with clock.stage("build"):
             draft = draft_bundle(source, split, chosen, observed)
         draft.notes += [_refusal(*each) for each in refused.items()]
@@ -92,7 +100,7 @@ def export_checkpoint(
                 size = sum(path.stat().st_size for path in temporary.iterdir())
             return ExportReport(Path(out), parity, tuple(draft.notes), clock.seconds, size)
         except GateError as error:
-            if options.precision != "auto" or precision == NARROWEST_FIRST[-1]:
+            if last:
                 raise
             refused[precision] = list(error.problems)
             logger.warning("%s", _refusal(precision, refused[precision]))
@@ -169,10 +177,11 @@ def prove(
     }
     failures = [f"head {name}, {line}" for name, r in reports.items() for line in r.failures]
     if failures and not options.allow_mismatch:
+        rounded = all("top-1 agreement" in line for line in failures)
         raise GateError(
             "The exported graphs do not equal their source; nothing was written:",
-            remedy="This is a defect of the exporter or of the checkpoint; please report it. "
-            "allow_mismatch writes the bundle all the same and says so in its manifest.",
+            remedy=(_MORE_BITS if rounded else _REPORT)
+            + " allow_mismatch writes the bundle all the same and says so in its manifest.",
             problems=failures,
         )
     if failures:

@@ -52,7 +52,7 @@ def try_out(
     folder.mkdir()
     write_draft(draft, folder, exact)
     observed: dict[str, Observed] = {}
-    if four:
+    if four and names:
         pictures = calibration_pictures(source, split, options)
         questions = {
             name: questions_for(source.tokenizer, head, len(pictures))

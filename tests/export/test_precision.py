@@ -83,7 +83,7 @@ def test_four_bits_have_the_same_bits_without_the_compiled_kernels(
 
 def test_four_bits_by_default_have_to_agree(checkpoints: Checkpoints, tmp_path: Path) -> None:
     options = ExportOptions(precision="int4", calibration=PICTURES, gate=GATE)
-    with pytest.raises(GateError, match=r"below 0\.95"):
+    with pytest.raises(GateError, match=r"below 0\.95[^$]*Ask for more bits"):
         export_checkpoint(checkpoints("tiny-vitbert"), tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
@@ -103,7 +103,7 @@ def test_auto_takes_the_narrowest_that_passes_and_says_so(
         precision="auto",
         calibration=PICTURES,
         metric=None if metric is None else TaskMetric("made up", metric),
-        gate=replace(GATE, agreement=agreement),
+        gate=replace(GATE, agreement=agreement, allow_mismatch=True),  # of fp32 alone
     )
     report = export_checkpoint(checkpoints("tiny-vitbert"), tmp_path / "out", options)
     manifest = open_bundle(tmp_path / "out").manifest
