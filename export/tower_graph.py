@@ -54,7 +54,8 @@ def _means_as_products(graph: ir.Graph) -> None:
         name = str(old.name)
         tensor = ir.tensor(np.full((1, 1, length), 1 / length, np.float32), name=f"{name}.share")
         kind = ir.TensorType(tensor.dtype)
-        share = ir.Value(name=tensor.name, shape=tensor.shape, type=kind, const_value=tensor)
+        shape = ir.Shape((1, 1, length))
+        share = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)
         graph.register_initializer(share)
         made = [ir.node("MatMul", [share, states], name=f"{name}.product")]
         keep = node.attributes.get("keepdims")
