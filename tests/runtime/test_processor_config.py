@@ -161,7 +161,7 @@ MANY: list[tuple[str, dict[str, Any]]] = [
     ("ViT", {"size": 48}),  # Swin's and TrOCR's, too
 ]
 PUBLISHED = [
-    # Siglip2's packed patches are compared by themselves.
+    # Siglip2's packed patches are compared in tests/export/test_patches.py.
     *((family, {}) for family in PROCESSORS if family not in ("Donut", "Siglip2")),
     ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
     ("Donut", {"size": {"height": 1280, "width": 960}, "do_align_long_axis": True}),
