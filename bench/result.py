@@ -6,8 +6,8 @@ spec, spec_digest     what was asked for (`primelens.bench.spec.Spec`), and its 
 started, quick        ISO 8601 time (UTC); whether blocks were shortened by ``--quick``
 environment           `primelens.bench.environment.Environment`
 load                  ``others_before``, ``others_during``, ``others_after``: share of the cores
-                      that other processes used; ``busy``: one is more than 15 %; ``concluded``:
-                      ratios may be relied on
+                      that other processes used; ``busy``: more than 15 % during the run, or,
+                      where that is unknown, before or after; ``concluded``: ratios may be relied on
 limits                `primelens.bench.bandwidth.Limits`, bytes or operations per second
 work                  what a picture and a step cost (`primelens.bench.shares.Work`): operations,
                       and bytes: ``step`` {weights, self_cache, cross_cache, total}

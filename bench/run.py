@@ -220,7 +220,8 @@ def _measure(
     work = work_of(bundle, spec)
     precisions = {name: str(found["precision"]) for name, found in descriptions.items()}
     lost = {name: why for run in reversed(runs) for name, why in run.lost.items()}  # the first
-    busy = before.busy or after.busy or too_busy(during)
+    # Half a second before and after stand for a run only where the whole of it is not known.
+    busy = before.busy or after.busy if during is None else too_busy(during)
     result = Result(
         spec=_plain(asdict(spec)),
         spec_digest=spec.digest,

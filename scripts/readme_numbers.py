@@ -99,7 +99,9 @@ def _short(system: str) -> str:
 
 def _result_rows(name: str, document: Document) -> Iterator[Row]:
     load = document["load"]
-    busy = _busy([load["others_before"], load["others_after"]])
+    during = load.get("others_during")
+    looks = [load["others_before"], load["others_after"]] if during is None else [during]
+    busy = _busy(looks)
     checked = _quality(document)
     for cell in document["cells"]:
         if cell["system"] != "primelens" or cell["lengths"] != "forced":
