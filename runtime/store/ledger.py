@@ -30,7 +30,7 @@ _MOST_ENTRIES = 512
 _MOST_USES = 256
 _SECONDS = 10.0
 _SHARE = 64  # a writer has at most this part of the cap set apart
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 16 * 2**20  # so that a hundred writers do not fill a store with what they may need
 
 
 class Ledger:

@@ -340,7 +340,7 @@ def test_a_running_process_finds_what_a_killed_one_wrote_when_it_needs_room(
     size = _size_of_one(opened)
     store = opened(cap_bytes=10 * size)
     keep(store, 100)
-    _keep_and_die(folder, range(8))  # whose cap is larger: 64 MiB are set apart for it
+    _keep_and_die(folder, range(8))  # whose cap is larger: 16 MiB are set apart for it
     keep(store, 101)
     assert store.totals()[0] == 10
     keep(store, 102)  # in place of 100
