@@ -39,6 +39,7 @@ __all__ = ["entry_costs", "key_costs", "second_tier_costs", "throughput_loss"]
 
 SHAPES = ((64, 384), (197, 768), (577, 768))
 BATCH = 16  # pictures at once, where the loss is measured
+TURN = 3  # batches before the store is taken away, or given back
 COUNT = 60  # entries that are looked up in turn
 ROUNDS = 5
 
@@ -149,12 +150,15 @@ def second_tier_costs(layers: int, heads: int, length: int, width: int) -> Costs
     return {"keep": keep, "hit": fill}
 
 
-def throughput_loss(bundle: str, folder: Path, rounds: int = 24) -> dict[str, dict[str, float]]:
+def throughput_loss(
+    bundle: str, folder: Path, rounds: int = 24, *, captions: bool = True
+) -> dict[str, dict[str, float]]:
     """Milliseconds a picture for unique JPEGs, with and without a store that cannot hit.
 
     In three uses: encoded one by one, encoded in batches, captioned in batches. One model does it
     all, turn by turn with its store taken away: the idle threads of a second one would take the
-    cores from the first. The loss is the median over the pairs of neighbouring turns.
+    cores from the first. A turn is a few batches, and ends when everything is written. The loss is
+    the median over the pairs of neighbouring turns.
     """
     model = load(bundle, cache=CacheOptions(folder, memory_bytes=0))
     store = model._encoder.kept
@@ -165,12 +169,14 @@ def throughput_loss(bundle: str, folder: Path, rounds: int = 24) -> dict[str, di
         "encode one by one": lambda files: [model.encode(file) for file in files],
         f"encode {BATCH} at once": lambda files: list(model.encode_batch(files, batch_size=BATCH)),
     }
-    if any(head.kind == "caption" for head in model.manifest.heads.values()):
-        uses[f"caption {BATCH} at once"] = lambda files: model.caption(files, forced)
+    if captions and any(head.kind == "caption" for head in model.manifest.heads.values()):
+        uses[f"caption {BATCH} at once"] = lambda files: list(
+            model.caption_batch(files, forced, batch_size=BATCH)
+        )
     costs: dict[str, dict[str, float]] = {}
     for use, work in uses.items():
         spent: dict[str, list[float]] = {"plain": [], "kept": []}
-        for number in range(-3, rounds):
+        for number in range(-1, rounds):
             files = {name: _unique(random) for name in spent}
             for name in ("plain", "kept") if number % 2 else ("kept", "plain"):
                 model._encoder.kept = store if name == "kept" else None
@@ -179,7 +185,7 @@ def throughput_loss(bundle: str, folder: Path, rounds: int = 24) -> dict[str, di
                 if name == "kept":  # what a thread still writes is no part of the other's time
                     store.store._keeping.drain()
                 if number >= 0:
-                    spent[name].append((time.perf_counter() - begin) * 1e3 / BATCH)
+                    spent[name].append((time.perf_counter() - begin) * 1e3 / len(files[name]))
         pairs = zip(spent["plain"], spent["kept"], strict=True)
         costs[use] = {
             "plain_ms": percentile(spent["plain"], 50),
@@ -191,9 +197,9 @@ def throughput_loss(bundle: str, folder: Path, rounds: int = 24) -> dict[str, di
 
 
 def _unique(random: np.random.Generator) -> list[bytes]:
-    """A batch of JPEG files that nobody has seen."""
+    """JPEG files that nobody has seen, for a turn."""
     files = []
-    for _ in range(BATCH):
+    for _ in range(TURN * BATCH):
         small = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
         buffer = BytesIO()
         small.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
@@ -213,8 +219,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="Where to keep; on the disk to be measured.")
     parser.add_argument("--model", help="A bundle, to measure the loss of a store that never hits.")
     parser.add_argument(
-        "--rounds", type=int, default=24, help=f"of the loss, each of {BATCH} pictures"
+        "--rounds", type=int, default=24, help=f"of the loss, each of {TURN} x {BATCH} pictures"
     )
+    parser.add_argument("--encode-only", action="store_true", help="of the loss: no captions")
     parser.add_argument("--loss-only", action="store_true", help="Measure nothing but that loss.")
     chosen = parser.parse_args()
     result: dict[str, Any] = {"environment": capture().as_dict()}
@@ -234,7 +241,12 @@ def main() -> None:
             result[title] = second_tier_costs(layers, heads, length, width)
             _print_costs(title, result[title])
         if chosen.model:
-            result["loss"] = throughput_loss(chosen.model, home / "never hits", chosen.rounds)
+            result["loss"] = throughput_loss(
+                chosen.model,
+                home / "never hits",
+                chosen.rounds,
+                captions=not chosen.encode_only,
+            )
             for use, loss in result["loss"].items():
                 print(f"\nunique pictures, {use}: {loss}")
     print(json.dumps(result))
