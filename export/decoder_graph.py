@@ -313,7 +313,8 @@ class StackBuilder:
         g = self._g
         weight = g.weight(f"{name}.weight", norm.weight)
         shift = None if norm.bias is None else g.weight(f"{name}.bias", norm.bias)
-        inputs = [x, skip, weight, *([shift] if norm.centred else [])]
+        inputs: list[ir.Value | None] = [x, skip, weight]
+        inputs += [shift] if norm.centred else []
         inputs += [] if bias is None else [bias]
         names = [name, "", "", f"{name}.stream"]
         kind = "SkipLayerNormalization" if norm.centred else "SkipSimplifiedLayerNormalization"

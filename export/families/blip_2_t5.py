@@ -107,16 +107,15 @@ class Blip2T5Reference(VisionEncoderDecoderReference):
         # Not by the whole model's `forward`: it would take a placeholder in the text for another.
         model, states = self._model, self._tensor(tap)
         fed_tokens = torch.from_numpy(np.asarray(tokens, np.int64))
-        found: list[Array] = [np.zeros(())] * len(fed_tokens)
+        found: dict[int, Array] = {}
         for rows, ids in self._by_length():
             picture = Queries(model)(states[rows])
             embeds = torch.cat([picture, model.get_input_embeddings()(ids)], dim=1)
             output = model.language_model(
                 inputs_embeds=embeds, decoder_input_ids=fed_tokens[rows], use_cache=False
             )
-            for row, values in zip(rows, output.logits.numpy(), strict=True):
-                found[row] = values
-        return np.stack(found)
+            found |= zip(rows, output.logits.numpy(), strict=True)
+        return np.stack([found[row] for row in range(len(fed_tokens))])
 
     @torch.no_grad()
     def generate_from(
@@ -127,16 +126,17 @@ class Blip2T5Reference(VisionEncoderDecoderReference):
         """
         model, language = self._model, self._model.language_model
         ends = set(resolve_generation(language).eos_tokens)
-        states, texts = self._tensor(tap), [[]] * len(self._questions)
+        states, texts = self._tensor(tap), dict[int, list[int]]()
         unasked = [model.config.text_config.bos_token_id]
         with plain_generation(language) if plain else contextlib.nullcontext():
             for rows, ids in self._by_length():
-                given = {} if ids.tolist() == [unasked] * len(rows) else self._behind(ids)
+                asked = ids.tolist() != [unasked] * len(rows)
+                given = self._behind(ids) if asked else {}
                 with fed(model, "vision_model", states[rows]) as pixels:
                     written = model.generate(pixels, **given, **settings)
                 for row, tokens in zip(rows, written.tolist(), strict=True):
                     texts[row] = until_end(tokens[1:], ends)
-        return texts
+        return [texts[row] for row in range(len(self._questions))]
 
     def _by_length(self) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Rows whose questions have one length, and their ids."""

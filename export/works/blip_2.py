@@ -141,7 +141,7 @@ def _blip2(
             image_token_index=int(text["vocab_size"]) - 1,
         )
         made = Blip2ForConditionalGeneration(config).eval()
-    randomise(made, seed, text="language_model.")
+    randomise(made, seed, text="language_model.", even=text["model_type"] == "opt")
     if text["model_type"] == "t5":
         _randomise_t5(made.language_model, seed)
     return made
