@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from primelens.tune.lock import TowerMovedError, content_digest, lock, locked
+from primelens.errors import OptionError
+from primelens.tune.lock import (
+    TowerMovedError,
+    content_digest,
+    lock,
+    locked,
+    parameter_report,
+)
 
 
 def tower() -> nn.Sequential:
@@ -93,3 +100,48 @@ def test_digest_sees_names_shapes_and_values_but_not_half_precision() -> None:
         module.weight[0, 0] += 1e-3
     assert content_digest(module) != digest
     assert content_digest(nn.Linear(3, 2)) != digest
+
+
+def staged() -> nn.Sequential:
+    torch.manual_seed(0)
+    last = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), last)
+
+
+def test_a_part_stays_free_by_its_name() -> None:
+    model = nn.ModuleDict({"encoder": staged(), "decoder": nn.Linear(2, 2)})
+    encoder = model["encoder"]
+    handle = lock(encoder, unlock=("2",))
+    report = parameter_report(model)
+    own = {name: p.numel() for name, p in encoder.named_parameters()}
+    free = sum(size for name, size in own.items() if name.startswith("2."))
+    assert report.tuned == free + 6
+    assert report.locked == sum(own.values()) - free
+    assert report.parts == {"encoder": (report.locked, free), "decoder": (0, 6)}
+    model.train()
+    assert [part.training for part in encoder.children()] == [False, False, True]
+    assert encoder[2][1].training
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = content_digest(encoder[2])
+    encoder(PICTURE).square().sum().backward()
+    optimiser.step()
+    assert content_digest(encoder[2]) != before  # weights and statistics of the free part moved
+    handle.check()
+    model.eval()
+    assert not any(part.training for part in encoder.modules())
+    with torch.no_grad():
+        encoder[1].running_mean += 1e-3
+    with pytest.raises(TowerMovedError, match="moved"):
+        handle.check()
+
+
+def test_a_single_parameter_stays_free_and_an_unknown_name_is_refused() -> None:
+    module = staged()
+    handle = lock(module, unlock=["0.bias"])
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["0.bias"]
+    with torch.no_grad():
+        module[0].bias += 1
+    handle.check()
+    for name in ("9", "0.bia", ""):
+        with pytest.raises(OptionError, match="no part named"):
+            lock(staged(), unlock=[name])
