@@ -22,6 +22,7 @@ from primelens.export.quantise import recipe
 from primelens.export.registry import ModelSplit, TowerSplit
 from primelens.export.storage import narrow_weights
 from primelens.export.tower_graph import build_tower
+from primelens.export.tuning_note import carried_note, tuning_file
 from primelens.identity import tower_identity, weights_digest
 from primelens.manifest import HeadSpec, RankHeadSpec, Source, TapSpec, TowerSpec
 
@@ -45,7 +46,7 @@ class Draft:
         name, source: for the manifest.
         tower, heads: the manifest's two sides.
         graphs: file name without suffix → graph.
-        texts: file name → text, of the tokenizer.
+        texts: file name → text, of the tokenizer and of the notes on how heads were tuned.
         notes: what a user ought to know.
         saved_bytes: what narrow storage saves.
     """
@@ -93,6 +94,11 @@ def draft_bundle(
     saved = 0
     if options.storage == "auto":
         saved = sum(narrow_weights(graph) for graph in graphs.values())
+    texts, notes = {TOKENIZER: checkpoint.tokenizer_json}, list(checkpoint.notes)
+    for name in heads:
+        if (carried := carried_note(checkpoint.folder, name)) is not None:
+            texts[tuning_file(name)] = carried[0]
+            notes.append(carried[1])
     preprocessing = checkpoint.preprocessing.to_dict()
     taps = {
         tap: TapSpec(identity, shapes[tap], tap_weights(split.tower, tap))
@@ -113,8 +119,8 @@ def draft_bundle(
         ),
         heads=heads,
         graphs=graphs,
-        texts={TOKENIZER: checkpoint.tokenizer_json},
-        notes=list(checkpoint.notes),
+        texts=texts,
+        notes=notes,
         saved_bytes=saved,
     )
 

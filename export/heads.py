@@ -40,6 +40,7 @@ from primelens.export.storage import narrow_weights, save_graph
 from primelens.export.tower_graph import build_tower
 from primelens.export.towers import tapped_at
 from primelens.export.trial import calibration_pictures
+from primelens.export.tuning_note import carried_note, tuning_file
 from primelens.images import ImageSource
 from primelens.manifest import Source, TapSpec
 from primelens.preprocessing import Preprocessing
@@ -155,6 +156,7 @@ def _put_in(
             observed = _observed(remake, source, name, steps, options)
             last = _Workshop(workshop, options.storage, observed)
             _build(remake, source, name, steps, last)
+            _note_tuning(remake, source, name, workshop)
         with clock.stage("ask the source"):
             pictures = pictures_for(remake.golden, preprocessing, options.gate)
             answers = _ask(remake, source, steps, pictures, options.gate)
@@ -267,6 +269,17 @@ def _build(
     order = [*remake.bundle.manifest.heads, name]
     remake.heads = {key: heads[key] for key in dict.fromkeys(order) if key in heads}
     return graphs
+
+
+def _note_tuning(remake: Remake, source: HeadSource, name: str, folder: Path) -> None:
+    """How the head was tuned, where its checkpoint says so."""
+    if (carried := carried_note(source.checkpoint.folder, name)) is None:
+        return
+    text, line = carried
+    note = folder / tuning_file(name)
+    note.write_text(text, encoding="utf-8")
+    remake.made[note.name] = note
+    remake.notes.append(line)
 
 
 def _same_tokenizer(remake: Remake, text: bytes) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from primelens.bundle import MANIFEST_NAME, Bundle, file_record, open_bundle
 from primelens.errors import GateError, InputError, OptionError
 from primelens.export.card import CARD, bundle_card, notes_of
 from primelens.export.golden_file import GOLDEN, owner_of, read_golden, write_golden
+from primelens.export.tuning_note import tuning_file
 from primelens.hub import resolve
 from primelens.manifest import FORMAT_VERSION, HeadSpec, Manifest, RankHeadSpec, TowerSpec
 from primelens.options import LoadOptions
@@ -42,6 +43,7 @@ class Remake:
         golden: arrays of its golden file.
         made: files that are written anew: name → where their content lies now.
         notes: for its card.
+        dropped: files that no head names and that go nevertheless.
     """
 
     bundle: Bundle
@@ -51,6 +53,7 @@ class Remake:
     golden: dict[str, NDArray[Any]]
     made: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dropped: set[str] = field(default_factory=set)
 
     @staticmethod
     def of(bundle: Bundle) -> Remake:
@@ -70,10 +73,10 @@ class Remake:
     def files(self) -> dict[str, Path]:
         """Name → where the content lies, of all files but manifest, card and golden file."""
         manifest = self.bundle.manifest
-        before = _owned(manifest.tower, manifest.heads.values())
-        now = _owned(self.tower, self.heads.values())
-        written = {CARD, GOLDEN, manifest.golden}
-        kept = [name for name in manifest.files if name not in (before - now) | written]
+        before = _owned(manifest.tower, manifest.heads)
+        now = _owned(self.tower, self.heads)
+        left_out = {CARD, GOLDEN, manifest.golden} | self.dropped | (before - now)
+        kept = [name for name in manifest.files if name not in left_out]
         return {name: self.bundle.path(name) for name in kept} | self.made
 
     def write(self, folder: Path) -> Manifest:
@@ -104,9 +107,10 @@ class Remake:
         return manifest
 
 
-def _owned(tower: TowerSpec, heads: Iterable[HeadSpec | RankHeadSpec]) -> set[str]:
-    """Files that a tower and heads name, and the weights beside their graphs."""
-    named = {file for head in heads for file in head.files.values()}
+def _owned(tower: TowerSpec, heads: Mapping[str, HeadSpec | RankHeadSpec]) -> set[str]:
+    """Files that a tower and heads name, the weights beside their graphs, notes on tuning."""
+    named = {file for head in heads.values() for file in head.files.values()}
+    named |= {tuning_file(name) for name in heads}
     named |= {tower.graph} if tower.graph else set()
     graphs = [Path(name) for name in named if name.endswith(".onnx")]
     return named | {str(graph.with_suffix(".weights")) for graph in graphs}
@@ -124,6 +128,8 @@ def take_out(remake: Remake, name: str) -> None:
             f"The bundle {remake.bundle.folder} has no head {name!r}.", remedy=f"It has: {known}."
         )
     del remake.heads[name]
+    remake.dropped.add(tuning_file(name))  # a head that takes the place was tuned otherwise
+    remake.notes = [line for line in remake.notes if not _is_about(line, name)]
     remake.golden = {key: array for key, array in remake.golden.items() if owner_of(key) != name}
     parity = dict(remake.parity)
     proofs = dict(parity.get("heads", {}))
