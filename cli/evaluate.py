@@ -44,6 +44,8 @@ _TASKS = ("auto", "caption", "answer", "retrieval", "zero-shot")
 @click.option(
     "--against", metavar="SYSTEM", multiple=True, help="Another system, compared in pairs; repeat."
 )
+@click.option("--fit", help="Data to fit the weights of two heads on that are named without.")
+@click.option("--fit-split", help="Another split of the same data to fit them on.")
 @click.option("--untuned", metavar="BUNDLE", help="Baseline: a bundle with untuned text side.")
 @click.option("--tower", metavar="BUNDLE", help="Whose tower finds neighbours for a result file.")
 @click.option("--labels", type=_EXISTING, help="zero-shot: labels to choose from, one a line.")
@@ -63,7 +65,8 @@ def evaluate(system: str, out: Path | None, as_json: bool, **chosen: Any) -> Non
     """Measure captions, answers or rankings, with baselines and 95 % intervals.
 
     SYSTEM is a bundle (folder, shipped name or hub id), or a COCO result file (*.json). BUNDLE#HEAD
-    names one of its heads, BUNDLE#A=0.6+B=0.4 two that write together.
+    names one of its heads, BUNDLE#A=0.6+B=0.4 two that write together; the weights of BUNDLE#A+B
+    are equal, or fitted on the data of --fit.
 
     Captions get BLEU, ROUGE-L and CIDEr-D with the official tokenisation; answers the official VQA
     accuracy; --task retrieval R@1, 5 and 10 both ways; --task zero-shot top-1 and 5. DATA may be
@@ -93,6 +96,7 @@ def _request(system: str, chosen: dict[str, Any]) -> Request:
         system,
         data,
         pool=_pool(data, chosen),
+        fit=_fit(data, chosen),
         jars=chosen["jars"],
         resampling=Resampling(samples=chosen["samples"], seed=chosen["seed"]),
         **{name: chosen[name] for name in passed},
@@ -100,31 +104,44 @@ def _request(system: str, chosen: dict[str, Any]) -> Request:
 
 
 def _data(chosen: dict[str, Any]) -> DataSource | str:
+    return _named(chosen["data"], chosen["split"], chosen)
+
+
+def _named(name: str, split: str | None, chosen: dict[str, Any]) -> DataSource | str:
     from primelens.tune.data import DataSource
     from primelens.tune.evaluation.scene_tasks import names_scenes
 
-    name: str = chosen["data"]
     if names_scenes(name) and not Path(name).exists():
         return name
-    keys = ("images", "split", "answers")
-    return DataSource(Path(name), chosen["format_"], **{key: chosen[key] for key in keys})
+    images, answers = chosen["images"], chosen["answers"]
+    return DataSource(Path(name), chosen["format_"], images=images, split=split, answers=answers)
+
+
+def _fit(data: DataSource | str, chosen: dict[str, Any]) -> DataSource | str | None:
+    if chosen["fit"] is not None:
+        return _named(chosen["fit"], chosen["fit_split"], chosen)
+    return _other_split(data, chosen["fit_split"], "fit")
 
 
 def _pool(data: DataSource | str, chosen: dict[str, Any]) -> DataSource | None:
+    from primelens.tune.data import DataSource
+
+    if chosen["pool"] is not None:
+        return DataSource(chosen["pool"], images=chosen["images"], split=chosen["pool_split"])
+    return _other_split(data, chosen["pool_split"], "pool")
+
+
+def _other_split(data: DataSource | str, split: str | None, option: str) -> DataSource | None:
     from dataclasses import replace
 
     from primelens.errors import OptionError
-    from primelens.tune.data import DataSource
 
-    path, split = chosen["pool"], chosen["pool_split"]
-    if path is not None:
-        return DataSource(path, images=chosen["images"], split=split)
     if split is None:
         return None
     if isinstance(data, str) or data.split is None or data.split == split:
         raise OptionError(
-            "--pool-split names another split of the data than --split.",
-            remedy="Give both, or --pool with a file of its own.",
+            f"--{option}-split names another split of the data than --split.",
+            remedy=f"Give both, or --{option} with data of its own.",
         )
     return replace(data, split=split)
 

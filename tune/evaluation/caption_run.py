@@ -17,7 +17,7 @@ from primelens.tune.evaluation.systems import (
     is_result_file,
     require_all,
 )
-from primelens.tune.metrics import JavaScorer
+from primelens.tune.metrics import JavaScorer, Tally
 
 __all__ = ["captioned"]
 
@@ -49,9 +49,18 @@ class _CaptionRun:
             stage.notes.append("No human row: there is a picture with a single reference.")
         if isinstance(self._request.data, str):
             tables.append(self._slots(keys, systems))
-        report = stage.report(field, tables, lambda title: scorer.tallies(systems[title]))
+        report = stage.report(
+            field, tables, lambda title: self._tallies(scorer, keys, systems[title])
+        )
         own = dict(zip(keys, systems[field.main.name], strict=True))
         return Evaluation(report, own, "captions")
+
+    def _tallies(
+        self, scorer: CaptionScorer, keys: Sequence[str], texts: Sequence[str]
+    ) -> list[Tally]:
+        """What systems are compared by: of scenes the slots too."""
+        found = list(scorer.tallies(texts))
+        return found + (slot_tallies(keys, texts) if isinstance(self._request.data, str) else [])
 
     def _said(self, name: str) -> Predictions:
         if is_result_file(name):

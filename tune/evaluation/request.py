@@ -15,7 +15,7 @@ from primelens.tune.data import DataSource, Example, read_examples
 from primelens.tune.evaluation.scene_tasks import drawn_examples
 from primelens.tune.metrics import Resampling
 
-__all__ = ["TASKS", "Parts", "Request", "Task", "read_parts"]
+__all__ = ["TASKS", "Parts", "Request", "Task", "read_parts", "read_source"]
 
 Task = Literal["auto", "caption", "answer", "retrieval", "zero-shot"]
 
@@ -42,6 +42,8 @@ class Request:
         pool: where the baselines draw from; the other evaluated pictures if not given.
         holdout: evaluate this many pictures, drawn by the seed; the rest are the pool.
         limit: evaluate the first so many pictures.
+        fit: data on which the weights of two heads that write together are fitted, where the
+            system's name gives none; never what is evaluated.
         against: other systems, each compared with the first in pairs.
         untuned: a bundle whose text side was not tuned, as a baseline.
         tower: a bundle whose tower finds neighbours; the system's own if it is one.
@@ -57,6 +59,7 @@ class Request:
     pool: DataSource | None = None
     holdout: int | None = None
     limit: int | None = None
+    fit: DataSource | str | None = None
     against: tuple[str, ...] = ()
     untuned: str | None = None
     tower: str | None = None
@@ -70,6 +73,11 @@ class Request:
             raise OptionError(
                 "A held-out part and a pool of its own exclude each other.",
                 remedy="Give one of them.",
+            )
+        if self.fit is not None and self.fit == self.data:
+            raise OptionError(
+                "Weights that are fitted on what is evaluated flatter.",
+                remedy="Fit them on validation data.",
             )
         for name in ("holdout", "limit"):
             value = getattr(self, name)
@@ -111,10 +119,7 @@ def read_parts(request: Request) -> Parts:
     Raises:
         InputError: it cannot be read, nothing is left, or two pictures have one id.
     """
-    if isinstance(request.data, str):
-        found = list(drawn_examples(request.data))
-    else:
-        found = list(read_examples(request.data))
+    found = read_source(request.data)
     task = _task_of(found) if request.task == "auto" else request.task
     examples = _fitting(found, task)
     notes = []
@@ -129,6 +134,11 @@ def read_parts(request: Request) -> Parts:
     if request.holdout is not None:
         examples, pool = _hold_out(examples, request.holdout, request.resampling.seed)
     return Parts(task, examples[: request.limit], pool, notes)
+
+
+def read_source(data: DataSource | str) -> list[Example]:
+    """The examples of a data set, or of drawn scenes; raises as `read_parts`."""
+    return list(drawn_examples(data) if isinstance(data, str) else read_examples(data))
 
 
 def _task_of(examples: list[Example]) -> str:

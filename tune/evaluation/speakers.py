@@ -20,6 +20,7 @@ from primelens.results import Caption, EncodedImage, Failure
 if TYPE_CHECKING:
     from primelens.model import Model
     from primelens.rank import RankHead
+    from primelens.tune.fusion import FittedWeights
 
 __all__ = ["Speaker", "SystemName", "open_speaker"]
 
@@ -31,10 +32,12 @@ class SystemName:
     Attributes:
         bundle: folder, shipped name or hub id.
         heads: head → weight; empty where none is named.
+        weighed: whether the weights were given.
     """
 
     bundle: str
     heads: tuple[tuple[str, float], ...] = ()
+    weighed: bool = False
 
     @classmethod
     def parse(cls, text: str) -> SystemName:
@@ -59,7 +62,7 @@ class SystemName:
                 f"{text!r} names no heads of a bundle.",
                 remedy="Write BUNDLE#HEAD, BUNDLE#HEAD+HEAD or BUNDLE#HEAD=0.6+HEAD=0.4.",
             )
-        return cls(bundle, tuple(zip(names, weights, strict=True)))
+        return cls(bundle, tuple(zip(names, weights, strict=True)), bool(given))
 
 
 class Speaker:
@@ -82,6 +85,17 @@ class Speaker:
         self.name = f"{model.name}#{listed}" if listed else model.name
         self._heads = heads
         self._together = Ensemble(model, dict(heads)) if len(heads) > 1 else None
+
+    def fit(self, known: Iterable[tuple[EncodedImage, str | None, str]]) -> FittedWeights:
+        """Give two heads the weights under which known texts are likeliest, see `fit_weights`."""
+        from primelens.tune.fusion import fit_weights
+
+        heads = [self.model.head(name=name) for name, _ in self._heads]
+        fitted = fit_weights(heads, known)
+        names = [name for name, _ in self._heads]
+        self._heads = tuple(zip(names, fitted.weights, strict=True))
+        self._together = Ensemble(self.model, dict(self._heads))
+        return fitted
 
     @property
     def head(self) -> str | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from primelens.errors import InputError
+from primelens.errors import InputError, OptionError
+from primelens.tune.data import DataSource, Example
 from primelens.tune.evaluation.report import Report, Table, compared
-from primelens.tune.evaluation.request import Parts, Request
-from primelens.tune.evaluation.speakers import Speaker, open_speaker
+from primelens.tune.evaluation.request import Parts, Request, read_source
+from primelens.tune.evaluation.speakers import Speaker, SystemName, open_speaker
 from primelens.tune.evaluation.systems import Predictions, Progress
 from primelens.tune.metrics import Tally
 
@@ -83,7 +84,33 @@ class Stage:
 
     def speaker(self, name: str) -> Speaker:
         """A bundle, or heads of it; a bundle is loaded once."""
-        return open_speaker(name, self._load)
+        speaker = open_speaker(name, self._load)
+        named = SystemName.parse(name)
+        if self.request.fit is not None and len(named.heads) > 1 and not named.weighed:
+            self._fit(speaker, self.request.fit)
+        return speaker
+
+    def _fit(self, speaker: Speaker, data: DataSource | str) -> None:
+        """Fit the weights of heads on other pictures than those evaluated."""
+        evaluated = {example.image.name for example in self.examples}
+        known = []
+        for example in read_source(data):
+            if example.image.name in evaluated:
+                raise OptionError(
+                    f"{example.image.name} is evaluated, and weights would be fitted on it.",
+                    remedy="Fit them on validation data.",
+                )
+            if truths := _truths(example):
+                image = speaker.model.encode(example.image.read())
+                known += [(image, question, text) for question, text in truths]
+        fitted = speaker.fit(known)
+        shares = ", ".join(f"{weight:.3f}" for weight in fitted.weights)
+        alone = ", ".join(f"{value:.4f}" for value in fitted.alone)
+        self.notes.append(
+            f"{speaker.name}: weights {shares}, fitted on {fitted.tokens} tokens of {len(known)} "
+            f"texts of other pictures; mean log-probability {fitted.together:.4f}, of each head "
+            f"alone {alone}."
+        )
 
     def field(self, said: Callable[[str], Predictions]) -> Field:
         """Let every system speak, the main one first.
@@ -153,3 +180,14 @@ class Stage:
             notes=tuple(self.notes),
             provenance=self.provenance,
         )
+
+
+def _truths(example: Example) -> list[tuple[str | None, str]]:
+    """Questions with their commonest answer, or the first caption."""
+    if example.questions:
+        return [
+            (one.text, max(one.answers, key=one.answers.count))
+            for one in example.questions
+            if one.answers
+        ]
+    return [(None, example.captions[0])] if example.captions else []
