@@ -8,6 +8,7 @@ from primelens.towers.feature_map import (
 )
 from primelens.towers.matching import MatchingConfig, MatchingModel
 from primelens.towers.pooled import PooledTower, PooledTowerConfig
+from primelens.towers.prefixed import PrefixedConfig, PrefixedModel
 
 __all__ = [
     "ClassTokenText",
@@ -18,5 +19,7 @@ __all__ = [
     "MatchingModel",
     "PooledTower",
     "PooledTowerConfig",
+    "PrefixedConfig",
+    "PrefixedModel",
     "fold_normalisation",
 ]

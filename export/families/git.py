@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 
+from primelens.errors import UnsupportedError
 from primelens.export.decoder_plan import DecoderPlan, Embedding, LmHead
 from primelens.export.families.bert import bert_layer
 from primelens.export.families.clip import RENAMES, clip_architecture
@@ -34,6 +35,7 @@ from primelens.export.registry import (
     HeadSplit,
     ModelSplit,
     Prefix,
+    TowerFamily,
     TowerSplit,
     as_array,
     register_model,
@@ -41,8 +43,9 @@ from primelens.export.registry import (
     tower_family,
 )
 from primelens.export.towers import LastHiddenState, canonical, pair, upstream
+from primelens.towers import PrefixedModel
 
-__all__ = ["Git", "GitTower"]
+__all__ = ["Git", "GitOverTower", "GitTower"]
 
 _TAP = "last_hidden_state"
 _ENCODER = "git.image_encoder."
@@ -89,23 +92,54 @@ class Git:
 
     def split(self, model: Any) -> ModelSplit:
         tower = tower_family(model.config.vision_config.model_type)
-        frames = model.config.num_image_with_embedding
-        tensors = {
-            name: tensor
-            for name, tensor in model.state_dict().items()
-            if not name.startswith(_ENCODER) and tensor.is_floating_point()
-        }
-        head = HeadSplit(
-            kind="caption",
-            tap=_TAP,
-            plan=_plan(model),
-            projection=None,
-            generation=resolve_generation(model),
-            tensors=tensors,
-            reference=GitReference(model),
-            prefix=Prefix(_Projector(model.git), _prefix_length(model.config), False, frames),
+        return _split(model, tower, _prefix_length(model.config))
+
+
+@register_model
+class GitOverTower:
+    """The same text side before any supported tower (`primelens.towers.PrefixedModel`)."""
+
+    name = "git_over_tower"
+    model_types = ("git_over_tower",)
+
+    def gaps(self, config: Any) -> list[str]:
+        gaps = activation_gap("hidden_act", config.hidden_act)
+        try:
+            family = tower_family(config.tower_config.model_type)
+        except UnsupportedError as error:
+            return [*gaps, str(error)]
+        return gaps + family.gaps(config.tower_config)
+
+    def load(self, folder: str) -> tuple[Any, Mapping[str, Any]]:
+        loaded: Any = PrefixedModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        return ModelSplit(tower.name, tower.split(model.git.image_encoder), {"caption": head})
+        model, report = loaded
+        return model, report
+
+    def split(self, model: Any) -> ModelSplit:
+        tower = tower_family(model.config.tower_config.model_type)
+        return _split(model, tower, model.config.prefix_length)
+
+
+def _split(model: Any, tower: TowerFamily, length: int) -> ModelSplit:
+    frames = model.config.num_image_with_embedding
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_ENCODER) and tensor.is_floating_point()
+    }
+    head = HeadSplit(
+        kind="caption",
+        tap=_TAP,
+        plan=_plan(model),
+        projection=None,
+        generation=resolve_generation(model),
+        tensors=tensors,
+        reference=GitReference(model),
+        prefix=Prefix(_Projector(model.git), length, False, frames),
+    )
+    return ModelSplit(tower.name, tower.split(model.git.image_encoder), {"caption": head})
 
 
 def _prefix_length(config: Any) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import GitConfig, GitForCausalLM
+from transformers import GitConfig, GitForCausalLM, ResNetConfig
 
 from primelens.export.randomise import randomise
 from primelens.export.work import Work, register_work
+from primelens.export.works.parts import TINY_RESNET, map_tower
+from primelens.towers import PrefixedConfig, PrefixedModel
 
 __all__ = ["clip_pictures", "video_pictures"]
 
@@ -105,6 +107,32 @@ def _register(name: str, vision: dict[str, Any], text: dict[str, Any], **more: A
     )
 
 
+def _register_over_a_map(name: str) -> None:
+    """GIT's text side before a ResNet, whose 16 states have no class token among them."""
+    tower = map_tower(ResNetConfig(**TINY_RESNET), 4)
+
+    def model(seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = PrefixedModel(PrefixedConfig(tower, 16, **_TINY_TEXT)).eval()
+        randomise(made, seed, text=("git.embeddings.", "git.encoder.", "output."))
+        return made
+
+    register_work(
+        Work(
+            name=name,
+            family="git_over_tower",
+            parts=("feature_map_tower",),
+            size="small",
+            model=model,
+            picture=(32, 32),
+            vocab_size=int(_TINY_TEXT["vocab_size"]),
+            processor=clip_pictures(32),
+        )
+    )
+
+
+_register_over_a_map("tiny-resnetgit")
 _register("git-base", _VISION, _TEXT, like="microsoft/git-base")
 _register(
     "git-base-video",

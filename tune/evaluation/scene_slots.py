@@ -37,7 +37,8 @@ class SceneImage:
 
     def read(self) -> bytes:
         buffer = io.BytesIO()
-        render(scene(self.split, self.index), self.size).save(buffer, "PNG")
+        # Not compressed: that would take longer than to draw and to look.
+        render(scene(self.split, self.index), self.size).save(buffer, "PNG", compress_level=0)
         return buffer.getvalue()
 
 

@@ -16,6 +16,7 @@ from primelens.tune.scenes.world import Split, scene
 __all__ = [
     "OBJECT_LABELS",
     "drawn_examples",
+    "names_objects",
     "names_scenes",
     "object_examples",
     "question_examples",
@@ -39,6 +40,11 @@ _SPELLINGS = {
 def names_scenes(text: str) -> bool:
     """Whether a name of data means drawn scenes."""
     return text.partition(":")[0] in _SPELLINGS
+
+
+def names_objects(text: str) -> bool:
+    """Whether a name of data means scenes with a single object."""
+    return _SPELLINGS.get(text.partition(":")[0]) == _OBJECTS
 
 
 def drawn_examples(text: str) -> Iterator[Example]:

@@ -31,7 +31,14 @@ from transformers import (
 from primelens.errors import CheckpointError, OptionError
 from primelens.preprocessing import Preprocessing
 from primelens.processor_config import from_processor_config
-from primelens.towers import MatchingConfig, MatchingModel, PooledTower, PooledTowerConfig
+from primelens.towers import (
+    MatchingConfig,
+    MatchingModel,
+    PooledTower,
+    PooledTowerConfig,
+    PrefixedConfig,
+    PrefixedModel,
+)
 from primelens.tune.captioner import train_tokenizer
 from primelens.tune.objectives import LOG_SCALE_START, SIGMOID_BIAS_START
 from primelens.tune.textside.recipe import Fresh, Pixels, Recipe
@@ -44,10 +51,11 @@ _WHOLE: dict[str, type[PreTrainedModel]] = {
     "git": transformers.GitForCausalLM,
     "vision-text-dual-encoder": VisionTextDualEncoderModel,
     "image_text_matching": MatchingModel,
+    "git_over_tower": PrefixedModel,
 }
 _FITTING = {
-    "caption": ("vision-encoder-decoder", "git"),
-    "answer": ("vision-encoder-decoder", "git"),
+    "caption": ("vision-encoder-decoder", "git", "git_over_tower"),
+    "answer": ("vision-encoder-decoder", "git", "git_over_tower"),
     "lit": ("vision-text-dual-encoder",),
     "siglip": ("vision-text-dual-encoder",),
     "match": ("image_text_matching",),
@@ -86,13 +94,14 @@ def assemble(recipe: Recipe, texts: Callable[[], Iterable[str]]) -> Parts:
     """
     choice = recipe.model
     torch.manual_seed(recipe.training.seed)
+    folder = Path(choice.checkpoint or choice.tower or "")
+    _config(folder)  # whether there is a checkpoint at all
+    processor = _processor(recipe.preprocessing, folder)
+    spec = from_processor_config(processor)
     if choice.checkpoint is not None:
-        folder = Path(choice.checkpoint)
         model = _load_whole(folder, recipe.objective)
         tokenizer = _tokenizer(Path(choice.tokenizer or folder))
     else:
-        assert choice.tower is not None  # the recipe was checked
-        folder = Path(choice.tower)
         tower = _load_tower(folder)
         source = choice.tokenizer or choice.text
         tokenizer = (
@@ -100,12 +109,14 @@ def assemble(recipe: Recipe, texts: Callable[[], Iterable[str]]) -> Parts:
             if choice.fresh is not None and source is None
             else _tokenizer(Path(source or ""))
         )
-        model = _build(recipe, tower, tokenizer)
+        model = (
+            _prefixed(recipe, tower, tokenizer, spec)
+            if choice.fusion == "prefix"
+            else _build(recipe, tower, tokenizer)
+        )
     if recipe.objective == "siglip":
         start = getattr(model.config, "logit_bias", SIGMOID_BIAS_START)
         model.logit_bias = nn.Parameter(torch.tensor(float(start)))
-    processor = _processor(recipe.preprocessing, folder)
-    spec = from_processor_config(processor)
     return Parts(model.eval(), find_seam(model), tokenizer, processor, spec)
 
 
@@ -207,17 +218,7 @@ def _build(
         base: Any = decoder.base_model
         return MatchingModel(MatchingConfig(tower.config, base.config), tower, base)
     model = VisionEncoderDecoderModel(encoder=tower, decoder=decoder)
-    start = tokenizer.bos_token_id
-    if start is None:
-        start = tokenizer.cls_token_id
-    end = tokenizer.eos_token_id
-    if end is None:
-        end = tokenizer.sep_token_id
-    if start is None or end is None:
-        raise OptionError(
-            "The tokenizer has no token that starts a text, or none that ends it.",
-            remedy="Give a tokenizer with bos and eos, or cls and sep.",
-        )
+    start, end = _ends(tokenizer)
     model.config.decoder_start_token_id = start
     model.config.eos_token_id = end
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -231,12 +232,66 @@ def _build(
     return model
 
 
+def _prefixed(
+    recipe: Recipe,
+    tower: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: Preprocessing,
+) -> PreTrainedModel:
+    """A fresh GIT whose prefix is what the tower says."""
+    fresh = recipe.model.fresh
+    assert fresh is not None  # the recipe was checked
+    start, end = _ends(tokenizer)
+    blank = torch.zeros(1, 3, *spec.output_size)
+    with torch.no_grad():
+        length = tower.eval()(pixel_values=blank).last_hidden_state.shape[1]
+    special = {
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = PrefixedConfig(
+        tower.config,
+        length,
+        vocab_size=len(tokenizer),
+        hidden_size=fresh.width,
+        num_hidden_layers=fresh.layers,
+        num_attention_heads=fresh.heads,
+        intermediate_size=4 * fresh.width,
+        max_position_embeddings=fresh.positions,
+        hidden_dropout_prob=fresh.dropout,
+        attention_probs_dropout_prob=fresh.dropout,
+        **special,
+    )
+    model = PrefixedModel(config, tower)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=recipe.model.max_new_tokens, **special
+    )
+    return model
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """The tokens that start and end a text."""
+    start = tokenizer.bos_token_id
+    if start is None:
+        start = tokenizer.cls_token_id
+    end = tokenizer.eos_token_id
+    if end is None:
+        end = tokenizer.sep_token_id
+    if start is None or end is None:
+        raise OptionError(
+            "The tokenizer has no token that starts a text, or none that ends it.",
+            remedy="Give a tokenizer with bos and eos, or cls and sep.",
+        )
+    return int(start), int(end)
+
+
 def _decoder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     fresh = recipe.model.fresh
     if fresh is None:
         settings = {"add_cross_attention": True, "is_decoder": True}
         return _loaded(AutoModelForCausalLM, Path(recipe.model.text or ""), **settings)
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
             n_positions=fresh.positions,
@@ -252,6 +307,10 @@ def _decoder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedMo
             resid_pdrop=fresh.dropout,
         )
     )
+    if recipe.training.precision == "bf16":
+        # The fused operator's way back takes half as long again on short texts in bf16.
+        model.set_attn_implementation("eager")
+    return model
 
 
 def _dual_encoder(

@@ -19,6 +19,7 @@ from primelens.errors import InputError, OptionError
 from primelens.tune.data import DataSource, Example, read_examples
 from primelens.tune.data.example import Question
 from primelens.tune.evaluation.scene_slots import parse_scene_source, scene_examples
+from primelens.tune.evaluation.scene_tasks import drawn_examples, names_objects
 from primelens.tune.scenes.questions import Question as SceneQuestion
 from primelens.tune.scenes.questions import questions
 from primelens.tune.scenes.world import scene
@@ -120,12 +121,20 @@ def read_items(choice: DataChoice, objective: str) -> tuple[Item, ...]:
                 for question in example.questions
                 if question.answers
             ]
-        elif example.captions:
-            found.append(Item(example, number, example.captions))
+        elif texts := example.captions or _named(example, choice.templates):
+            found.append(Item(example, number, texts))
     if not found:
         what = "question with an answer" if objective == "answer" else "picture with a caption"
+        if objective != "answer" and not choice.templates:
+            what += " (and no templates say what to do with labels)"
         raise InputError(f"{choice.path} holds no {what}.")
     return tuple(found)
+
+
+def _named(example: Example, templates: Sequence[str]) -> tuple[str, ...]:
+    """What the templates say of a labelled picture."""
+    label = example.label
+    return () if label is None else tuple(one.replace("{}", label) for one in templates)
 
 
 def training_lessons(recipe: Recipe) -> Lessons:
@@ -134,14 +143,18 @@ def training_lessons(recipe: Recipe) -> Lessons:
     Raises:
         OptionError: a batch is larger than the data.
     """
-    items = read_items(recipe.data.train, recipe.objective)
+    items: list[Item] = []
+    for choice in (recipe.data.train, *recipe.data.also):
+        first = items[-1].picture + 1 if items else 0
+        read = read_items(choice, recipe.objective)
+        items += [replace(item, picture=first + item.picture) for item in read] * choice.repeat
     size = recipe.training.batch_size
     if size > len(items):
         raise OptionError(
-            f"training.batch_size is {size}, and {recipe.data.train.path} has {len(items)} items.",
+            f"training.batch_size is {size}, and there are {len(items)} items to learn from.",
             remedy="Lower the batch size.",
         )
-    return Lessons(items, size, recipe.training.seed)
+    return Lessons(tuple(items), size, recipe.training.seed)
 
 
 def _examples(choice: DataChoice, objective: str) -> Iterator[Example]:
@@ -155,6 +168,9 @@ def _examples(choice: DataChoice, objective: str) -> Iterator[Example]:
                 answers=None if choice.answers is None else Path(choice.answers),
             )
         )
+        return
+    if names_objects(choice.path):
+        yield from drawn_examples(choice.path)
         return
     split, count = parse_scene_source(choice.path)
     for number, example in enumerate(scene_examples(split, count)):

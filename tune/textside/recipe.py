@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _CONTRASTIVE = ("lit", "siglip")
+_DRAWN = ("scenes", "scene-objects")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class ModelChoice:
         tower: a bare tower's checkpoint, or a whole model whose tower is taken.
         text: checkpoint of the text side: a decoder that can cross-attend, or an encoder.
         fresh: sizes of a text side from nothing.
+        fusion: of a fresh text side that writes: by cross-attention (a GPT-2), or by prefix, where
+            the tower's states stand before the text (a GIT).
         tokenizer: a tokenizer's folder; by default that of the checkpoint or the text side.
         projection: width of both embeddings (lit and siglip).
         image_head: project the image side too (lit and siglip); without it the text side alone is
@@ -98,6 +101,7 @@ class ModelChoice:
     tower: str | None = None
     text: str | None = None
     fresh: Fresh | None = None
+    fusion: Literal["cross-attention", "prefix"] = "cross-attention"
     tokenizer: str | None = None
     projection: int = 128
     image_head: bool = True
@@ -112,6 +116,8 @@ class ModelChoice:
             raise ValueError("beside a tower give either text (a checkpoint) or fresh (sizes)")
         if self.checkpoint is not None and (self.text or self.fresh):
             raise ValueError("a checkpoint has a text side: leave out text and fresh")
+        if self.fusion == "prefix" and self.fresh is None:
+            raise ValueError("fusion by prefix is of a fresh text side, or of a GIT checkpoint")
 
 
 @dataclass(frozen=True)
@@ -119,12 +125,16 @@ class DataChoice:
     """A data set: ``scenes:train:2000``, or what `primelens.tune.data` reads.
 
     Attributes:
-        path: annotation file, folder, shards, or drawn scenes as ``scenes:SPLIT:COUNT``.
+        path: annotation file, folder, shards, or drawn scenes as ``scenes:SPLIT:COUNT`` (captions
+            or questions) or ``scene-objects:SPLIT:COUNT`` (the name of what stands alone).
         format: of the file; recognised by default.
         images: folder of the pictures.
         split: this split alone.
         answers: VQAv2's annotations.
         limit: the first so many pictures.
+        templates: what is said of a picture that has a label and no caption, ``{}`` in the label's
+            place; of several, one is drawn each time.
+        repeat: how often an epoch shows each picture; a small set beside a large one needs it.
     """
 
     path: str
@@ -133,8 +143,13 @@ class DataChoice:
     split: str | None = None
     answers: str | None = None
     limit: int | None = None
+    templates: tuple[str, ...] = ()
+    repeat: int = 1
 
     def __post_init__(self) -> None:
+        _positive(self, "repeat")
+        if bad := [one for one in self.templates if one.count("{}") != 1]:
+            raise ValueError(f"the template {bad[0]!r} must have one place {{}} for the label")
         if self.format != "auto" and self.format not in FORMATS:
             raise ValueError(f"format {self.format!r} is none of auto, {', '.join(FORMATS)}")
         if self.limit is not None:
@@ -143,14 +158,21 @@ class DataChoice:
     @property
     def scenes(self) -> bool:
         """Whether it names drawn scenes."""
-        return self.path.split(":")[0] == "scenes"
+        return self.path.split(":")[0] in _DRAWN
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is learned from, and what is measured on."""
+    """What is learned from, and what is measured on.
+
+    Attributes:
+        train: learned from.
+        also: learned from too, shuffled in among the rest.
+        validation: measured on.
+    """
 
     train: DataChoice
+    also: tuple[DataChoice, ...] = ()
     validation: DataChoice | None = None
 
 
@@ -388,6 +410,8 @@ def _contradictions(recipe: Recipe, changes: Augmentation) -> Iterator[str]:
         yield "training.patience: nothing is validated on the way: set training.evaluate_every"
     if training.evaluate_every and recipe.data.validation is None:
         yield "training.evaluate_every: data.validation is missing"
+    if recipe.model.fusion == "prefix" and recipe.objective not in ("caption", "answer"):
+        yield f"model.fusion: {recipe.objective} writes no text"
     if training.smoothing and recipe.objective not in ("caption", "answer"):
         yield f"training.smoothing: {recipe.objective} has no labels to smooth"
 

@@ -8,7 +8,7 @@ its last bits differ from the engine's, and a hit must equal a miss.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,15 @@ class TowerView:
         return f"torch-fp32{place}"
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is not kept: an item in an epoch, and its picture if it was opened already."""
+
+    item: Item
+    epoch: int
+    picture: UndecodedImage | None = None
+
+
 class TowerStates:
     """Pictures to states; asks the tower only for what is not kept.
 
@@ -104,15 +113,17 @@ class TowerStates:
         """
         changes = self.changes if changed else _NONE
         found: dict[int, NDArray[np.float32]] = {}
+        missing: dict[int, _Asked] = {}
         for place, (item, epoch) in enumerate(zip(items, epochs, strict=True)):
-            values = self._kept(item, epoch, changes)
-            if values is not None:
-                found[place] = values
-        missing = [place for place in range(len(items)) if place not in found]
-        for start in range(0, len(missing), self._batch):
-            places = missing[start : start + self._batch]
-            fresh = self._run([(items[place], epochs[place]) for place in places], changes)
-            found |= dict(zip(places, fresh, strict=True))
+            got = self._kept(item, epoch, changes)
+            if isinstance(got, _Asked):
+                missing[place] = got
+            else:
+                found[place] = got
+            if len(missing) == self._batch:
+                found |= self._run(missing, changes)
+                missing = {}
+        found |= self._run(missing, changes)
         stacked = np.stack([found[place] for place in range(len(items))])
         return torch.from_numpy(stacked).to(self.view.device)
 
@@ -121,49 +132,53 @@ class TowerStates:
         if self._store is not None:
             self._store.close()
 
-    def _kept(self, item: Item, epoch: int, changes: Augmentation) -> NDArray[np.float32] | None:
+    def _kept(self, item: Item, epoch: int, changes: Augmentation) -> NDArray[np.float32] | _Asked:
         """From the store; a picture whose digest is known is not even read."""
         if self._store is None:
-            return None
+            return _Asked(item, epoch)
+        picture = None
         source = self._sources.get(item.example.image.name)
         if source is None:
-            opened = open_image(item.example.image.read())
-            assert isinstance(opened, UndecodedImage)  # it was given bytes
-            source = self._sources[item.example.image.name] = opened.digest
+            picture = open_image(item.example.image.read())
+            assert isinstance(picture, UndecodedImage)  # it was given bytes
+            source = self._sources[item.example.image.name] = picture.digest
         found = self._store.get(self._key(source, item, epoch, changes))
         if not isinstance(found, Hit):
-            return None
+            return _Asked(item, epoch, picture)
         self.reads += 1
         return found.values
 
     def _run(
-        self, asked: Sequence[tuple[Item, int]], changes: Augmentation
-    ) -> list[NDArray[np.float32]]:
+        self, asked: Mapping[int, _Asked], changes: Augmentation
+    ) -> dict[int, NDArray[np.float32]]:
+        """Look at pictures, and keep what was seen."""
+        if not asked:
+            return {}
         spec = self.view.preprocessing
         pixels, sizes = [], []
-        for item, epoch in asked:
-            opened = open_image(item.example.image.read())
+        for one in asked.values():
+            opened = one.picture or open_image(one.item.example.image.read())
             picture = opened.decode() if isinstance(opened, UndecodedImage) else opened
             sizes.append(picture.size)
             if not changes.steps:
                 pixels.append(spec(picture))
                 continue
             upright = picture.rgb(exif=spec.exif, alpha=spec.alpha)
-            pixels.append(spec(changes(upright, item.example.id, epoch)))
-        values = self.view(np.stack(pixels))
-        if not np.isfinite(values).all():
+            pixels.append(spec(changes(upright, one.item.example.id, one.epoch)))
+        values = list(self.view(np.stack(pixels)))
+        if not all(np.isfinite(row).all() for row in values):
             raise EngineError(
                 f"The tower's output {self.view.tap!r} is not finite.",
                 remedy="Its weights hold NaN, or its pictures need another preprocessing.",
             )
         self.runs += len(asked)
-        if self._store is None:
-            return list(values)
-        keys = [
-            self._key(self._sources[item.example.image.name], item, epoch, changes)
-            for item, epoch in asked
-        ]
-        return self._store.put_all(list(zip(keys, values, sizes, strict=True)))
+        if self._store is not None:
+            keys = [
+                self._key(self._sources[one.item.example.image.name], one.item, one.epoch, changes)
+                for one in asked.values()
+            ]
+            values = self._store.put_all(list(zip(keys, values, sizes, strict=True)))
+        return dict(zip(asked, values, strict=True))
 
     def _key(self, source: str, item: Item, epoch: int, changes: Augmentation) -> EntryKey:
         if changes.steps:

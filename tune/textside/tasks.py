@@ -178,15 +178,21 @@ class Comparing:
         self._parts, self._sigmoid = parts, recipe.objective == "siglip"
 
     def prepare(self, lesson: Lesson) -> Prepared:
-        """``input_ids`` and ``attention_mask [B, T]``."""
-        return Prepared(self._tokens(lesson.texts), len(lesson.texts))
+        """``input_ids`` and ``attention_mask [B, T]``; ``chosen [B]`` takes part."""
+        chosen = torch.tensor(_unambiguous(lesson))
+        return Prepared(self._tokens(lesson.texts) | {"chosen": chosen}, int(chosen.sum()))
 
     def loss(self, states: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         model: Any = self._parts.model
-        image, text = self.image(states), self.text(prepared.tensors)
-        if self._sigmoid:
-            return siglip_loss(image, text, model.logit_scale, model.logit_bias)
-        return lit_loss(image, text, model.logit_scale)
+        chosen = prepared.tensors["chosen"]
+        tokens = {name: t[chosen] for name, t in prepared.tensors.items() if name != "chosen"}
+        image = self.image(states[chosen.to(states.device)]).float()
+        text = self.text(tokens).float()
+        # The scores of near neighbours differ by less than what bf16 keeps of them.
+        with torch.autocast(states.device.type, enabled=False):
+            if self._sigmoid:
+                return siglip_loss(image, text, model.logit_scale, model.logit_bias)
+            return lit_loss(image, text, model.logit_scale)
 
     @torch.no_grad()
     def score(self, items: Sequence[Item], look: Look) -> Score:
@@ -220,6 +226,22 @@ class Comparing:
     def _tokens(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         limit = _positions(self._parts.model.config.text_config)
         return _encoded(self._parts.tokenizer, texts, limit)
+
+
+def _unambiguous(lesson: Lesson) -> list[bool]:
+    """Which pictures of a batch take part: not one whose text is true of an earlier one, nor one of
+    which an earlier one's text is true, for both would be called wrong.
+    """
+    said: set[str] = set()
+    known: set[str] = set()
+    chosen = []
+    for item, text in zip(lesson.items, lesson.texts, strict=True):
+        clear = text not in known and said.isdisjoint(item.texts)
+        if clear:
+            said.add(text)
+            known.update(item.texts)
+        chosen.append(clear)
+    return chosen
 
 
 class Matching:

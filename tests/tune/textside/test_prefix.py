@@ -9,10 +9,20 @@ import pytest
 import torch
 from transformers import GitConfig, GitForCausalLM
 
+import primelens
+from primelens import LoadOptions
+from primelens.export import ExportOptions, GateOptions, export_checkpoint
+from primelens.export.heads import HeadOptions, add_head
 from primelens.export.lock import compare_towers
+from primelens.towers import PrefixedModel
 from primelens.tune.captioner import build_processor, train_tokenizer
+from primelens.tune.data import DataSource
+from primelens.tune.evaluation import Request, evaluate
+from primelens.tune.evaluation.speakers import open_speaker
 from primelens.tune.textside import tune
 from primelens.tune.textside.run import Run
+
+GATE = GateOptions(threads=1, random_images=2, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +97,63 @@ def test_states_give_the_model_s_own_loss(recipe: Any, git: Path) -> None:
     with torch.no_grad():
         wanted = source(input_ids=padded, pixel_values=pixels, labels=own).loss
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def learned(recipe: Any, tmp_path: Path, fusion: str, steps: int) -> Path:
+    asked = recipe(
+        "caption",
+        out=str(tmp_path / fusion),
+        model={"fusion": fusion},
+        training={"steps": steps, "batch_size": 12},
+        optimiser={"rate": 5e-3, "warm_up": 10, "weight_decay": 0.0},
+        features={"keep": str(tmp_path / "store")},
+    )
+    return tune(asked).checkpoint
+
+
+def test_all_fusions_run_from_one_bundle(
+    recipe: Any, tower: Path, pictures: Path, tmp_path: Path
+) -> None:
+    cross = learned(recipe, tmp_path, "cross-attention", 60)
+    prefix = learned(recipe, tmp_path, "prefix", 300)
+    assert isinstance(PrefixedModel.from_pretrained(prefix), GitForCausalLM)
+    assert compare_towers(tower, prefix).locked
+    bundle = tmp_path / "bundle"
+    assert export_checkpoint(cross, bundle, ExportOptions(gate=GATE)).passed
+    assert add_head(bundle, prefix, "prefix", HeadOptions(gate=GATE)).passed
+    model = primelens.load(bundle, options=LoadOptions(threads=1))
+    assert model.manifest.writers["prefix"].decoder.prefix == 16
+    files = sorted(pictures.glob("*-*.png"))
+    said = open_speaker(f"{bundle}#prefix", lambda _: model).captions(
+        [model.encode(file) for file in files]
+    )
+    assert said == [file.stem.replace("-", " left of ") for file in files]
+
+    def split(name: str) -> DataSource:
+        lines = (pictures / "metadata.jsonl").read_text().splitlines()
+        folder = tmp_path / name
+        folder.mkdir()
+        chosen = lines[:4] if name == "fitted" else lines[4:]
+        (folder / "metadata.jsonl").write_text("\n".join(chosen))
+        for file in files:
+            (folder / file.name).write_bytes(file.read_bytes())
+        return DataSource(folder, "folder")
+
+    request = Request(
+        f"{bundle}#caption+prefix",
+        split("evaluated"),
+        fit=split("fitted"),
+        against=(f"{bundle}#caption", f"{bundle}#prefix"),
+    )
+    report = evaluate(request, load=lambda _: model).report
+    # The head that knows them by heart has nearly all to say.
+    note = next(note for note in report.notes if "fitted on" in note)
+    shares = [float(part) for part in note.split("weights ")[1].split(", fitted")[0].split(", ")]
+    assert sum(shares) == pytest.approx(1, abs=2e-3)
+    assert shares[1] > 0.5
+    rows = report.tables[0].rows
+    together, *alone = (
+        next(row for name, row in rows.items() if name.endswith(ending))["CIDEr-D"].value
+        for ending in ("#caption+prefix", "#caption", "#prefix")
+    )
+    assert together >= max(alone) - 1e-9

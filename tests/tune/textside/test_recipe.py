@@ -76,6 +76,9 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, change: str, said: str) 
         ("fresh = { width = 64 }", "", "either text"),
         ('tower = "tower"', 'tower = "tower"\ncheckpoint = "x"', "either checkpoint"),
         ('"scenes:train:10"', '"x", format = "y"', "none of auto"),
+        ('"scenes:train:10"', '"x", templates = ["a"]', "one place {} for the label"),
+        ('"scenes:train:10"', '"x", repeat = 0', "at least 1"),
+        ("fresh = {", 'fusion = "prefix"\ntext = "x" #', "of a fresh text side"),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, old: str, new: str, said: str) -> None:

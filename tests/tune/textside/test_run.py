@@ -14,10 +14,12 @@ from transformers import AutoModel, VisionEncoderDecoderModel, VisionTextDualEnc
 from primelens.errors import InputError, OptionError
 from primelens.export.lock import compare_towers
 from primelens.towers import MatchingModel
+from primelens.tune.data.example import FileImage
 from primelens.tune.lock import TowerMovedError
 from primelens.tune.textside import plan_run, tune
+from primelens.tune.textside.lessons import training_lessons
 from primelens.tune.textside.progress import read_log
-from primelens.tune.textside.recipe import Recipe
+from primelens.tune.textside.recipe import DataChoice, Recipe
 from primelens.tune.textside.run import Run
 
 
@@ -215,3 +217,83 @@ def test_a_folder_with_a_run_is_not_written_over(recipe: Any) -> None:
 def test_a_batch_larger_than_the_data_is_refused(recipe: Any) -> None:
     with pytest.raises(OptionError, match="12 items"):
         tune(recipe("caption", training={"batch_size": 13}))
+
+
+def test_a_picture_is_read_once_however_long_it_is_looked_at(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe("caption", features={"keep": str(tmp_path / "store"), "batch": 5})
+    read: list[str] = []
+    own = FileImage.read
+    monkeypatch.setattr(FileImage, "read", lambda image: read.append(image.name) or own(image))
+    tune(asked)
+    assert sorted(read) == sorted({*read})
+    assert len(read) == 12
+
+
+@pytest.fixture
+def labelled(recipe: Any, pictures: Path, tmp_path: Path) -> Recipe:
+    """Captions, and beside them the same pictures with their left colour as the label."""
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    lines = []
+    for file in sorted(pictures.glob("*-*.png")):
+        (folder / file.name).write_bytes(file.read_bytes())
+        lines.append(json.dumps({"file_name": file.name, "label": file.stem.split("-")[0]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    asked: Recipe = recipe("lit", training={"steps": 120, "batch_size": 12})
+    also = DataChoice(str(folder), "folder", templates=("{}", "a {} thing"), repeat=2)
+    return replace(asked, data=replace(asked.data, also=(also,)))
+
+
+def test_labels_come_beside_captions(labelled: Recipe) -> None:
+    lessons = training_lessons(labelled)
+    assert len(lessons.items) == 12 + 2 * 12
+    assert len({item.picture for item in lessons.items}) == 24
+    assert sum(item.texts == ("red", "a red thing") for item in lessons.items) == 6
+
+
+def test_labels_are_learned(labelled: Recipe) -> None:
+    (also,) = labelled.data.also
+    run = Run(replace(labelled, data=replace(labelled.data, train=also, also=())))
+    for number in range(run.steps):
+        run.step(number)
+    run.model.eval()
+    items, colours = run.lessons.items[:12], ["red", "green", "blue", "white"]
+    with torch.no_grad():
+        image = run.task.image(run._look(items))  # type: ignore[attr-defined]
+        text = run.task.text(run.task._tokens(colours))  # type: ignore[attr-defined]
+    scores = torch.nn.functional.normalize(image) @ torch.nn.functional.normalize(text).T
+    wanted = torch.tensor([colours.index(item.texts[0]) for item in items])
+    assert int((scores.argmax(dim=1) == wanted).sum()) >= 10
+
+
+def test_a_text_that_is_true_of_two_pictures_calls_neither_wrong(labelled: Recipe) -> None:
+    run = Run(labelled)
+    lesson = run.lessons.at(0)
+    prepared = run.task.prepare(lesson)
+    chosen = prepared.tensors["chosen"].tolist()
+    assert prepared.whole == sum(chosen) < 12
+    kept = [place for place, taken in enumerate(chosen) if taken]
+    for one in kept:
+        for other in kept:
+            assert one == other or lesson.texts[one] not in lesson.items[other].texts
+    states = run.states(lesson.items, lesson.epochs, changed=True)
+    alone = replace(
+        lesson,
+        items=tuple(lesson.items[place] for place in kept),
+        texts=tuple(lesson.texts[place] for place in kept),
+        epochs=(0,) * len(kept),
+    )
+    again = run.task.prepare(alone)
+    assert all(again.tensors["chosen"])
+    torch.testing.assert_close(
+        run.task.loss(states, prepared), run.task.loss(states[kept], again), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_labels_without_templates_say_nothing(labelled: Recipe) -> None:
+    (also,) = labelled.data.also
+    silent = replace(labelled, data=replace(labelled.data, also=(replace(also, templates=()),)))
+    with pytest.raises(InputError, match="templates"):
+        training_lessons(silent)
