@@ -242,7 +242,12 @@ def _prefixed(
     fresh = recipe.model.fresh
     assert fresh is not None  # the recipe was checked
     start, end = _ends(tokenizer)
-    blank = torch.zeros(1, 3, *spec.output_size)
+    if spec.output_shape is None:
+        raise OptionError(
+            "The preprocessing yields pictures of varying size; a prefix has one length.",
+            remedy="Declare [preprocessing] with a fixed size.",
+        )
+    blank = torch.zeros(1, *spec.output_shape)
     with torch.no_grad():
         length = tower.eval()(pixel_values=blank).last_hidden_state.shape[1]
     special = {
