@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from primelens.cli.extras import needs_extra
-from primelens.cli.inputs import Unmatched, expand
+from primelens.cli.inputs import PICTURE_SUFFIXES, Unmatched, expand
 
 if TYPE_CHECKING:
     from primelens.export.options import TaskMetric
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_PICTURES", "calibration_of"]
 
+_OPTION = "--calibration"
 MOST_PICTURES = 128  # to round by; more change little
 
 
@@ -34,49 +35,54 @@ def calibration_of(data: str | None) -> dict[str, Any]:
     """
     if data is None:
         return {}
-    if pictures := _plain_pictures(data):
-        return {"calibration": pictures}
+    if Path(data).suffix.lower() in PICTURE_SUFFIXES or any(mark in data for mark in "*?["):
+        return {"calibration": _pictures(data)}
     with needs_extra("tune"):
         from primelens.tune.evaluation.scene_tasks import drawn_examples, names_scenes
 
         drawn = names_scenes(data) and not Path(data).exists()
         source = data if drawn else _source(data)
+        if source is None:
+            return {"calibration": _pictures(data)}
         examples = list(drawn_examples(data)) if drawn else _examples(source)
     rounded, judged = _parts(examples)
     pictures = tuple(example.image.read() for example in rounded)
     return {"calibration": pictures, "metric": _metric(source, judged)}
 
 
-def _plain_pictures(data: str) -> tuple[Path, ...]:
-    """Of a file, folder or pattern of pictures and nothing else; else none."""
+def _pictures(data: str) -> tuple[Path, ...]:
+    """Of a file, folder or pattern of pictures."""
+    found = []
+    for entry in expand((data,)):
+        if isinstance(entry, Unmatched):
+            raise click.BadParameter(f"{entry.argument}: {entry.reason}.", param_hint=_OPTION)
+        found.append(Path(entry))
+    return tuple(found[:MOST_PICTURES])
+
+
+def _source(data: str) -> DataSource | None:
+    """Labelled data; None of a folder that holds none."""
+    from primelens.errors import InputError
+    from primelens.tune.data import DataSource, detect_format
+
     path = Path(data)
-    if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
-        return ()  # folders of classes
-    if path.is_file() and path.suffix.lower() in (".json", ".tsv", ".csv", ".txt", ".parquet"):
-        return ()
-    if not path.exists() and "*" not in data and "?" not in data:
-        return ()
-    found = [entry for entry in expand((data,)) if not isinstance(entry, Unmatched)]
-    labelled = path.is_dir() and any(
-        entry.suffix.lower() in (".txt", ".csv", ".json", ".jsonl") for entry in path.iterdir()
-    )
-    return () if labelled else tuple(Path(entry) for entry in found[:MOST_PICTURES])
+    if not path.exists():
+        raise click.BadParameter(f"{data} does not exist.", param_hint=_OPTION)
+    try:
+        return DataSource(path, detect_format(path))
+    except InputError:
+        if path.is_dir():
+            return None
+        raise
 
 
-def _source(data: str) -> DataSource:
-    from primelens.tune.data import DataSource
-
-    if not Path(data).exists():
-        raise click.BadParameter(f"{data} does not exist.", param_hint="--calibration")
-    return DataSource(Path(data), "auto")
-
-
-def _examples(source: Any) -> list[Example]:
+def _examples(source: DataSource | str) -> list[Example]:
     from primelens.tune.data import read_examples
 
+    assert not isinstance(source, str)  # those are drawn
     found = list(read_examples(source))
     if not found:
-        raise click.BadParameter("The data hold no picture.", param_hint="--calibration")
+        raise click.BadParameter("The data hold no picture.", param_hint=_OPTION)
     return found
 
 

@@ -110,7 +110,8 @@ class Product:
 
     def _followers(self) -> tuple[list[ir.Node], ir.Value | None, str]:
         """The nodes that the operator stands for, from the product on; bias; and activation."""
-        nodes, bias = [self.node], None
+        nodes = [self.node]
+        bias: ir.Value | None = None
         if self.node.op_type == "Gemm" and len(self.node.inputs) > 2:
             bias = self.node.inputs[2]
         elif (found := self._added(nodes[-1], "Add")) is not None:
@@ -213,6 +214,11 @@ def _number(node: ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.value)
 
 
+def _second_size(constant: ir.Value) -> int:
+    assert constant.const_value is not None
+    return int(constant.const_value.shape.numpy()[1])
+
+
 class _Lookup:
     """Rows of a packed table: the bytes of a row do not lie together, `GatherND` collects them."""
 
@@ -249,8 +255,7 @@ class _Lookup:
 
     def _bytes(self, panel: ir.Value, column: ir.Value) -> ir.Value:
         """8 bits: [panel, K/4, 16, 4] → [..., K]."""
-        groups = self._arrays[0].shape[1]  # type: ignore[index] # an initializer has a shape
-        places = np.zeros((int(groups), 3), np.int64)  # type: ignore[arg-type]
+        places = np.zeros((_second_size(self._arrays[0]), 3), np.int64)
         places[:, 1] = np.arange(len(places))
         found = self._gathered("bytes", self._arrays[0], (panel, column), places, (0, 2, 1))
         return self._flat(self._op("Sub", [self._float(found), self._number("middle", 128)]))
@@ -258,7 +263,7 @@ class _Lookup:
     def _halves(self, panel: ir.Value, column: ir.Value) -> ir.Value:
         """4 bits: [panel, K/32, 4, 64] and [panel, K/32, 16] → [..., K]."""
         packed, multipliers = self._arrays
-        blocks = int(packed.shape[1])  # type: ignore[index, arg-type]
+        blocks = _second_size(packed)
         block, group, part = np.meshgrid(
             np.arange(blocks), np.arange(4), np.arange(4), indexing="ij"
         )
