@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from primelens.bench.conditions import whose
 from primelens.bench.estimators import mean_interval
 from primelens.bench.result import Result
 from primelens.bench.themes import Theme, plain_ticks, system_colours
@@ -141,12 +142,12 @@ def ratios(axes: Any, result: Result, theme: Theme) -> bool:
     axes.axvline(1.0, color=theme.ink, linewidth=1.0)
     ends = [value for row in rows for value in (row["low"], row["high"], 1.0)]
     axes.set(xscale="log", xlim=(min(ends) * 0.9, max(ends) * 1.1))
-    axes.set_xlabel(f"time over {rows[0]['over']}'s (above 1: slower)")
+    axes.set_xlabel(f"time over {whose(rows[0]['over'])} (above 1: slower)")
     plain_ticks(axes.xaxis, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.set_yticks(range(len(places)), places)
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    _legend_once(axes, ncols=3)
+    _legend_once(axes)
     return True
 
 
@@ -157,11 +158,12 @@ def _where(row: Mapping[str, Any]) -> str:
     return f"{row['scenario']}, {row['lengths']}{batch}"
 
 
-def _legend_once(axes: Any, **more: Any) -> None:
-    """A legend that names everyone once, however often they were drawn."""
+def _legend_once(axes: Any) -> None:
+    """Names everyone once, however often they were drawn; to the left over the axis' labels."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), **_LEGEND_ABOVE, **more)
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 4, "columnspacing": 1.0}
+    axes.legend(unique.values(), unique.keys(), handletextpad=0.3, **place)
 
 
 def memory(axes: Any, result: Result, theme: Theme) -> bool:

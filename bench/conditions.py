@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from primelens.bench.result import Result
 
-__all__ = ["cache_words", "machine_words", "quality_words", "summary_lines"]
+__all__ = ["cache_words", "machine_words", "quality_words", "summary_lines", "whose"]
 
 
 def machine_words(result: Result) -> str:
@@ -45,8 +45,9 @@ def quality_words(result: Result) -> str:
     words = f"golden outputs {golden}"
     if same:
         count = next(iter(result.quality["systems"].values()))["pictures"]
-        whose = f"{reference}'" if reference.endswith("s") else f"{reference}'s"
-        equal = f"captions equal to {whose} token for token, of {count}: {', '.join(same)}"
+        equal = (
+            f"captions equal to {whose(reference)} token for token, of {count}: {', '.join(same)}"
+        )
         words = f"{equal}; {words}"
     return words
 
@@ -60,8 +61,14 @@ def summary_lines(result: Result) -> list[str]:
         if row["lengths"] != "forced" or row["scenario"] not in ("single", "offline"):
             continue
         where = "One by one" if row["scenario"] == "single" else f"In batches of {row['batch']}"
-        said = f"{row['system']} takes {row['ratio']:.2f} times {row['over']}'s time"
+        times = f"{row['ratio']:.2f} times {whose(row['over'])} time"
+        said = f"{row['system']} takes {times}"
         if row["verdict"] == "no difference":
             said = f"no difference between {row['system']} and {row['over']} was found"
         lines.append(f"{where}, {said} [{row['low']:.2f}, {row['high']:.2f}].")
     return lines
+
+
+def whose(name: str) -> str:
+    """The possessive of a system's name."""
+    return f"{name}'" if name.endswith("s") else f"{name}'s"

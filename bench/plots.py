@@ -109,7 +109,7 @@ CHARTS: Mapping[str, tuple[str, str, _Drawing]] = {
         "How far from the machine's limits",
         (
             "Reached rate over the operations per byte read at batch 1, below the roof that was "
-            "measured in the same run."
+            "measured in the same run; towers stand side by side."
         ),
         roofline,
     ),

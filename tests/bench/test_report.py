@@ -79,7 +79,7 @@ def test_every_chart_says_under_which_conditions(page: str) -> None:
 def test_conclusions_stand_in_front_and_only_where_they_may_be_drawn(outcome: Outcome) -> None:
     lines = summary_lines(outcome.result)
     assert any(
-        re.match(r"One by one, peer takes 1\.\d+ times primelens's time \[", x) for x in lines
+        re.match(r"One by one, peer takes 1\.\d+ times primelens' time \[", x) for x in lines
     )
     assert any(line.startswith("In batches of 4, ") for line in lines)
     busy = {**outcome.result.load, "concluded": False}
