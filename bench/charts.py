@@ -108,8 +108,9 @@ def _rates(cell: Mapping[str, Any]) -> tuple[float, float, float]:
     """Images per second: the median block's, and the ends of an interval over blocks."""
     rate = float(cell["figures"]["images_per_s"])
     # All pictures of an offline block are due at its start; those of a single one in turns.
-    span = sum if cell["scenario"] == "single" else max
-    rates = [len(block) / span(block) for block in cell["blocks"] if block]
+    blocks = [np.asarray(block, np.float64) for block in cell["blocks"] if block]
+    single = cell["scenario"] == "single"
+    rates = [block.size / float(block.sum() if single else block.max()) for block in blocks]
     if len(rates) < 2:
         return rate, rate, rate
     found = mean_interval(rates)
