@@ -250,7 +250,7 @@ def _growth(rows: Sequence[Mapping[str, Any]]) -> float | None:
         return None
     first, last = settled[0], settled[-1]
     grown: float = last["resident"] - first["resident"]
-    return grown / (last["images"] - first["images"])
+    return grown / int(last["images"] - first["images"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from primelens.bench.files import write_text
-from primelens.bench.plots import LIGHT, _style
+from primelens.bench.themes import LIGHT, chart_style
 from primelens.errors import DependencyError
 
 __all__ = ["draw_scale"]
@@ -28,7 +28,7 @@ def draw_scale(found: Mapping[str, Any], path: Path) -> None:
             "Charts need matplotlib, which is not installed.",
             remedy="Run `pip install 'primelens[bench]'`.",
         ) from error
-    style: Any = _style(LIGHT, "scale")
+    style: Any = chart_style(LIGHT, "scale")
     with mpl.rc_context(style):
         figure = Figure(figsize=(5.2, 12.4), layout="constrained")
         batches, lengths, counts, memory = figure.subplots(4)
@@ -50,7 +50,7 @@ def _batches(axes: Any, found: Mapping[str, Any]) -> None:
             [row["batch"] for row in own],
             [row["images_per_s"] for row in own],
             "os^D"[number % 4] + "-",
-            color=LIGHT.series[number % len(LIGHT.series)],
+            color=LIGHT.systems[number % len(LIGHT.systems)],
             label=f"{threads} thread{'s' * (threads > 1)}",
         )
     axes.set(xlabel="pictures per batch", ylabel="pictures per second", ylim=(0, None))
@@ -63,20 +63,20 @@ def _batches(axes: Any, found: Mapping[str, Any]) -> None:
 def _lengths(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     tokens = [row["tokens"] for row in rows]
     seconds = [row["seconds"] for row in rows]
-    axes.plot(tokens, seconds, "o-", color=LIGHT.series[0])
+    axes.plot(tokens, seconds, "o-", color=LIGHT.systems[0])
     axes.set(xlabel="tokens", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axes.set_title("One caption of a kept picture", fontsize=10)
 
 
 def _counts(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     images = [row["images"] for row in rows]
-    axes.plot(images, [row["seconds"] for row in rows], "o-", color=LIGHT.series[0])
+    axes.plot(images, [row["seconds"] for row in rows], "o-", color=LIGHT.systems[0])
     each = rows[-1]["seconds"] / rows[-1]["images"]
     axes.plot(
         images,
         [each * count for count in images],
         "--",
-        color=LIGHT.series[1],
+        color=LIGHT.systems[1],
         label=f"{each * 1e3:.2f} ms a picture",
     )
     axes.set(xlabel="pictures", ylabel="seconds", xscale="log", yscale="log")
@@ -86,6 +86,6 @@ def _counts(axes: Any, rows: list[Mapping[str, Any]]) -> None:
 
 def _memory(axes: Any, rows: list[Mapping[str, Any]]) -> None:
     images = [row["images"] for row in rows]
-    axes.plot(images, [row["resident"] / 1e6 for row in rows], "o-", color=LIGHT.series[2])
+    axes.plot(images, [row["resident"] / 1e6 for row in rows], "o-", color=LIGHT.systems[2])
     axes.set(xlabel="pictures", ylabel="resident MB", xscale="log", ylim=(0, None))
     axes.set_title("Memory of the same run", fontsize=10)

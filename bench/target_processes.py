@@ -108,7 +108,7 @@ def _start(python: Path, name: str, checkpoint: str, picture: str, threads: int)
         "beams": 1,
     }
     options = {"checkpoint": checkpoint, "name": name, "threads": threads}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"do": "open", "backend": name, "options": options},
         {"do": "answer", "requests": [request]},
         {"do": "memory"},
@@ -123,7 +123,8 @@ def _start(python: Path, name: str, checkpoint: str, picture: str, threads: int)
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        replies = []
+        replies: list[dict[str, Any]] = []
+        stamps: list[float] = []
         for message in messages:
             process.stdin.write(json.dumps(message).encode() + b"\n")
             process.stdin.flush()
@@ -132,12 +133,13 @@ def _start(python: Path, name: str, checkpoint: str, picture: str, threads: int)
             if "error" in reply:
                 process.kill()
                 raise EngineError(f"{name}: {reply['error']}")
-            replies.append((time.monotonic() - start, reply))
+            stamps.append(time.monotonic() - start)
+            replies.append(reply)
         process.stdin.close()
     opened, answered, memory = replies
     return {
-        "seconds": answered[0],
-        "opening": opened[1]["description"]["opening"],
-        "peak": memory[1]["peak"],
-        "text": answered[1]["answers"][0]["text"],
+        "seconds": stamps[1],
+        "opening": opened["description"]["opening"],
+        "peak": memory["peak"],
+        "text": answered["answers"][0]["text"],
     }

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from primelens.bench.captioner import require_caption_head
 from primelens.bench.estimators import percentile
 from primelens.bench.graph_work import weight_operations
 from primelens.bench.run import Say
 from primelens.bench.step import measure_steps
 from primelens.bench.step_bytes import graph_weights, step_bytes
 from primelens.bench.steppers import RuntimeStepper
+from primelens.bundle import open_bundle
 
 if TYPE_CHECKING:
     from primelens.bench.target_runs import PartRun
@@ -68,11 +70,7 @@ def measure_step_part(run: PartRun, say: Say) -> dict[str, Any]:
 
 def _operations(run: PartRun) -> int:
     """Of one row's products with weights, counted where every product can be: in fp32."""
-    stepper = run.bundles["fp32"]
-    from primelens.bench.captioner import require_caption_head
-    from primelens.bundle import open_bundle
-
-    bundle = open_bundle(stepper.bundle, check="size")
+    bundle = open_bundle(run.bundles["fp32"].bundle, check="size")
     return weight_operations(bundle.path(require_caption_head(bundle.manifest).decoder.graph))
 
 
@@ -83,7 +81,7 @@ def _limits(run: PartRun, stepper: RuntimeStepper, batch: int, operations: int) 
         weights, stepper.spec, stepper.cross_bytes, past=PAST + (STEPS - 1) // 2, rows=batch
     )
     limits = run.limits
-    fp32 = stepper.bundle.manifest.writers and "fp32" in stepper.name
-    peak = limits.fp32_flop_per_s if fp32 else limits.int8_op_per_s or limits.fp32_flop_per_s
+    int8 = limits.int8_op_per_s or limits.fp32_flop_per_s
+    peak = limits.fp32_flop_per_s if stepper.name == "fp32" else int8
     memory, arithmetic = read.total / limits.read_bytes_per_s, batch * operations / peak
     return {"memory": memory, "arithmetic": arithmetic, "total": max(memory, arithmetic)}

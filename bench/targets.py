@@ -42,14 +42,14 @@ def read_targets(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"kind": KIND, "version": VERSION, "parts": {}, "reasons": {}}
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise OptionError(f"{path} is not JSON: {error}.") from error
     if not isinstance(found, dict) or (found.get("kind"), found.get("version")) != (KIND, VERSION):
         raise OptionError(
             f"{path} holds no targets of version {VERSION}.", remedy="Give another --out."
         )
-    return found
+    return dict(found)
 
 
 def target_lines(found: Mapping[str, Any]) -> list[str]:
