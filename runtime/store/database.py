@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -125,7 +125,7 @@ def enter(db: sqlite3.Connection, rows: Iterable[Row]) -> None:
         )
 
 
-def touch(db: sqlite3.Connection, touched: dict[str, int]) -> None:
+def touch(db: sqlite3.Connection, touched: Mapping[str, int]) -> None:
     db.executemany(
         "UPDATE entries SET used = max(used, ?) WHERE key = ?",
         [(used, key) for key, used in touched.items()],
