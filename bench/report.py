@@ -33,7 +33,7 @@ _STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: .5rem 0 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-p { margin: .4rem 0; max-width: 46rem; } .soft { color: var(--soft); }
+p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; } .soft { color: var(--soft); }
 .warn { color: var(--warn); font-weight: 600; }
 .charts { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%,
   26rem), 1fr)); }
