@@ -69,13 +69,14 @@ class PrefixedModel(GitForCausalLM):
     config_class = PrefixedConfig
 
     def __init__(self, config: PrefixedConfig, tower: PreTrainedModel | None = None) -> None:
-        super().__init__(config)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         if tower is None:
             if config.tower_config is None:
                 raise ValueError("the configuration names no tower")
             tower = AutoModel.from_config(copy.deepcopy(config.tower_config))
-        self.git.image_encoder = tower
-        for layer in self.git.encoder.layer:
+        git: Any = self.git
+        git.image_encoder = tower
+        for layer in git.encoder.layer:
             # What GIT reckons from the picture's size, for its own tower.
             layer.attention.self.image_patch_tokens = config.prefix_length
 

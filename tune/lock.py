@@ -69,7 +69,7 @@ class Lock:
                 continue
             inside = f"{name}." if name else ""
             free = [parts[one] for one in unlock if one in parts and one.startswith(inside)]
-            part.train = MethodType(_staying(free), part)  # type: ignore[method-assign]
+            part.train = MethodType(_staying(free), part)
             part.training = False
 
     def _is_free(self, name: str) -> bool:

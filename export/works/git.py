@@ -114,7 +114,8 @@ def _register_over_a_map(name: str) -> None:
     def model(seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = PrefixedModel(PrefixedConfig(tower, 16, **_TINY_TEXT)).eval()
+            made: Any = PrefixedModel(PrefixedConfig(tower, 16, **_TINY_TEXT))
+        made.eval()
         randomise(made, seed, text=("git.embeddings.", "git.encoder.", "output."))
         return made
 
@@ -126,7 +127,7 @@ def _register_over_a_map(name: str) -> None:
             size="small",
             model=model,
             picture=(32, 32),
-            vocab_size=int(_TINY_TEXT["vocab_size"]),
+            vocab_size=320,
             processor=clip_pictures(32),
         )
     )

@@ -136,12 +136,13 @@ class TowerStates:
         """From the store; a picture whose digest is known is not even read."""
         if self._store is None:
             return _Asked(item, epoch)
-        picture = None
+        picture: UndecodedImage | None = None
         source = self._sources.get(item.example.image.name)
         if source is None:
-            picture = open_image(item.example.image.read())
-            assert isinstance(picture, UndecodedImage)  # it was given bytes
-            source = self._sources[item.example.image.name] = picture.digest
+            opened = open_image(item.example.image.read())
+            assert isinstance(opened, UndecodedImage)  # it was given bytes
+            picture = opened
+            source = self._sources[item.example.image.name] = opened.digest
         found = self._store.get(self._key(source, item, epoch, changes))
         if not isinstance(found, Hit):
             return _Asked(item, epoch, picture)
