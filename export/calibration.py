@@ -71,7 +71,7 @@ def observe(
     names: Mapping[str, Sequence[str]],
     pictures: Sequence[NDArray[np.uint8]],
     *,
-    questions: Mapping[str, Sequence[str]] | None = None,
+    questions: Mapping[str, Sequence[str | None]] | None = None,
     threads: int | None = None,
 ) -> dict[str, Observed]:
     """Let a float32 bundle write about pictures.

@@ -139,7 +139,7 @@ class Product:
 def _only_user(node: ir.Node) -> ir.Node | None:
     uses = node.outputs[0].uses()
     alone = len(uses) == 1 and not node.outputs[0].is_graph_output()
-    return uses[0].node if alone else None
+    return next(iter(uses)).node if alone else None
 
 
 def _activation_of(node: ir.Node) -> str:

@@ -79,7 +79,8 @@ class AnswerLessons:
         self._asked: Counter[str] = Counter()
         self._losses: list[tuple[float, float, float]] = []
         self._prototypes = prototypes
-        block: Any = model.decoder.transformer.h[_LAYER].crossattention
+        decoder: Any = model.decoder
+        block = decoder.transformer.h[_LAYER].crossattention
         self._keys, self._width = block.c_attn, model.decoder.config.n_embd
         self._queries = torch.empty(0)
         block.q_attn.register_forward_hook(self._remember)
@@ -173,7 +174,8 @@ class AnswerLessons:
     def _split(self, rows: torch.Tensor) -> torch.Tensor:
         """``[N, heads, width of a head]``, of the heads that are taught."""
         heads = self._model.decoder.config.n_head
-        return rows.unflatten(-1, (heads, -1))[:, :_HEADS]
+        parts: torch.Tensor = rows.unflatten(-1, (heads, -1))[:, :_HEADS]
+        return parts
 
     def _count(self, asked: list[Question], logits: torch.Tensor, labels: torch.Tensor) -> None:
         for question, right in zip(asked, (logits.argmax(1) == labels).tolist(), strict=True):

@@ -33,7 +33,7 @@ _QFORMER = {
     "layer_norm_eps": 1e-12,
     "cross_attention_frequency": 2,
 }
-_OPT_SIZES = {
+_OPT_SIZES: dict[str, Any] = {
     "vocab_size": 50304,
     "hidden_size": 2560,
     "word_embed_proj_dim": 2560,
@@ -47,7 +47,7 @@ _OPT_SIZES = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-_FLAN_T5 = {
+_FLAN_T5: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 2048,
     "d_kv": 64,
@@ -81,7 +81,7 @@ _TINY_QFORMER = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
-_TINY_OPT_SIZES = {
+_TINY_OPT_SIZES: dict[str, Any] = {
     **_OPT_SIZES,
     "vocab_size": 320,
     "hidden_size": 64,
@@ -91,7 +91,7 @@ _TINY_OPT_SIZES = {
     "ffn_dim": 128,
     "max_position_embeddings": 96,
 }
-_TINY_FLAN_T5 = {
+_TINY_FLAN_T5: dict[str, Any] = {
     **_FLAN_T5,
     "vocab_size": 320,
     "d_model": 64,
@@ -103,7 +103,7 @@ _TINY_FLAN_T5 = {
     "relative_attention_num_buckets": 12,
     "relative_attention_max_distance": 20,  # shorter than the texts
 }
-_TINY_T5 = {
+_TINY_T5: dict[str, Any] = {
     **_TINY_FLAN_T5,
     "feed_forward_proj": "relu",
     "dense_act_fn": "relu",
