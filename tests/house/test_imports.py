@@ -65,8 +65,8 @@ RULES = {
         packages=_names("numpy PIL"),
         rooms=_names("runtime"),
         lazy_packages=_names(
-            "torch transformers onnx onnxruntime optimum openvino psutil scipy matplotlib pyarrow "
-            "mlperf_loadgen"
+            "torch transformers onnx onnxruntime optimum openvino vllm psutil scipy matplotlib "
+            "pyarrow mlperf_loadgen"
         ),
         lazy_rooms=_names("export towers kernels"),
     ),
