@@ -30,6 +30,7 @@ from primelens.export.quantise import INT8
 from primelens.export.question_graph import read_by
 from primelens.export.rank_proof import prove_rankings
 from primelens.export.work import find_work
+from primelens.kernels import DOMAIN
 from primelens.options import CacheOptions
 from primelens.verify import verify
 
@@ -83,7 +84,7 @@ def eight_bits(work: Drafted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     draft.heads["rank"] = _replace(draft.heads["rank"], precision="int8")
     INT8.apply(draft.graphs)
     for name in ("rank.match", "rank.match.connector"):
-        assert any(key.endswith(".scales") for key in draft.graphs[name].graph.initializers)
+        assert any(node.domain == DOMAIN for node in draft.graphs[name].graph)
     folder = tmp_path_factory.mktemp("eight")
     write_draft(draft, folder, OPTIONS)
     gate = _replace(OPTIONS.gate, agreement=0.5)

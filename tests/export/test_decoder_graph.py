@@ -114,7 +114,11 @@ def reference(plan: DecoderPlan, tokens: Array, states: Array, first: int = 0) -
                 x = x + branch(plan, block, normed(x, block.norm), states)
             else:
                 x = normed(x + branch(plan, block, x, states), block.norm)
-    x = normed(x, plan.final_norm)
+    return logits_of(plan, normed(x, plan.final_norm))
+
+
+def logits_of(plan: DecoderPlan, x: Array) -> Array:
+    """``[T, V]`` from the last states ``[T, C]``."""
     head = plan.lm_head
     if head.transform is not None:
         linear, activation, norm = head.transform
@@ -134,10 +138,14 @@ def distances(relative: RelativeBias | None, count: int) -> Array | float:
     return np.array(rows).transpose(2, 0, 1)
 
 
+def fed_forward(block: FeedForward, x: Array) -> Array:
+    active = ACTIVATIONS[block.activation](affine(x, block.gate or block.up))
+    return affine(active * affine(x, block.up) if block.gate else active, block.down)
+
+
 def branch(plan: DecoderPlan, block: Any, x: Array, states: Array) -> Array:
     if isinstance(block, FeedForward):
-        active = ACTIVATIONS[block.activation](affine(x, block.gate or block.up))
-        return affine(active * affine(x, block.up) if block.gate else active, block.down)
+        return fed_forward(block, x)
     bias: Array | float = 0.0
     if isinstance(block, SelfAttention):
         bias = distances(plan.relative, len(x))
