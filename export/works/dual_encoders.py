@@ -14,6 +14,8 @@ from transformers import (
     CLIPModel,
     ResNetConfig,
     RobertaConfig,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
     SwinConfig,
@@ -83,6 +85,15 @@ _SMALL_VISION = {**_VISION, **_SMALL, "image_size": 32, "patch_size": 8}
 _SMALL_TEXT = {**_SMALL, "vocab_size": 320, "max_position_embeddings": 24}
 _TINY_READER = {**TINY, **_READER, "max_position_embeddings": 40}
 _FRAME = "<s> $A </s>"
+# transformers takes its own class for `siglip2`, whatever the checkpoint says: it writes spaces so,
+# and letters in lower case.
+_GEMMA = {
+    "frame": "$A </s>",
+    "padding_side": "left",
+    "space": "▁",
+    "unk_token": "<pad>",
+    "mask_token": "<pad>",
+}
 _OPENAI = {
     "image_processor_type": "CLIPImageProcessor",
     "do_center_crop": True,
@@ -104,6 +115,12 @@ def _siglip_pictures(side: int) -> dict[str, Any]:
     half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     size = {"height": side, "width": side}
     return {"image_processor_type": "SiglipImageProcessor", "resample": 3, "size": size, **half}
+
+
+def _naflex_pictures(patch: int, most: int) -> dict[str, Any]:
+    half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    budget = {"patch_size": patch, "max_num_patches": most}
+    return {"image_processor_type": "Siglip2ImageProcessor", "resample": 2, **budget, **half}
 
 
 def _randomised(make: Make, seed: int, *, identity: bool = False) -> Any:
@@ -163,6 +180,12 @@ def _clip(text: dict[str, Any], vision: dict[str, Any], width: int) -> Any:
 
 def _siglip(text: dict[str, Any], vision: dict[str, Any]) -> Any:
     return SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+
+
+def _naflex(text: dict[str, Any], vision: dict[str, Any], patches: int) -> Any:
+    sizes = {name: value for name, value in vision.items() if name != "image_size"}
+    config = Siglip2Config(text_config=text, vision_config={**sizes, "num_patches": patches})
+    return Siglip2Model(config)
 
 
 register_dual_encoder(
@@ -300,4 +323,26 @@ register_dual_encoder(
     vocab_size=320,
     processor=_siglip_pictures(32),
     tokenizer={"frame": "$A </s>", "model_max_length": 1 << 60, "padding_side": "left"},
+)
+register_dual_encoder(
+    "siglip2-naflex-base",
+    lambda: _naflex({**_SIGLIP_TEXT, "vocab_size": 256000}, _VISION, 256),
+    side=224,
+    family="siglip2",
+    parts=("siglip2_vision_model", "siglip2_text_model"),
+    vocab_size=256000,
+    processor=_naflex_pictures(16, 256),
+    tokenizer={**_GEMMA, "model_max_length": 64},
+    like="google/siglip2-base-patch16-naflex",
+)
+register_dual_encoder(
+    "tiny-siglip2-naflex",
+    # 6 x 6 positions: the budget of 24 patches makes them fewer in one direction at least.
+    lambda: _naflex({**_SIGLIP_TEXT, **_SMALL_TEXT}, _SMALL_VISION, 36),
+    side=32,
+    family="siglip2",
+    parts=("siglip2_vision_model", "siglip2_text_model"),
+    vocab_size=320,
+    processor=_naflex_pictures(8, 24),
+    tokenizer={**_GEMMA, "model_max_length": 24},
 )

@@ -56,6 +56,7 @@ OTHER_RANKERS = [
     "tiny-pooledbert",
     "tiny-siglip",
     "tiny-siglip2",
+    "tiny-siglip2-naflex",
     "tiny-swinbert-rank",
 ]
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=8)
