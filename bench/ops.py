@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from primelens.bench.arguments import counts
 from primelens.bench.bandwidth import Limits, measure_limits
 from primelens.bench.cold_weights import time_in_turns
 from primelens.bench.environment import capture, last_level_cache, load_now, usable_cores
@@ -288,11 +289,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Time the kernels beside the engine's own operators, with cold weights.",
     )
     cores = usable_cores()
-    parser.add_argument("--rows", type=_counts, default=ROWS, metavar="N,N,…")
+    parser.add_argument("--rows", type=counts, default=ROWS, metavar="N,N,…")
     parser.add_argument("--shapes", type=_shapes, default=SHAPES, metavar="KxN,KxN,…")
-    parser.add_argument("--threads", type=_counts, default=tuple({1, cores}), metavar="N,N,…")
+    parser.add_argument("--threads", type=counts, default=tuple({1, cores}), metavar="N,N,…")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="0: no heads")
-    parser.add_argument("--head-rows", type=_counts, default=(1, 4), metavar="N,N,…")
+    parser.add_argument("--head-rows", type=counts, default=(1, 4), metavar="N,N,…")
     parser.add_argument("--ways", default="", metavar="WORD", help="only those that hold the word")
     parser.add_argument("--blocks", type=int, default=5, help="repetitions after warm-up")
     parser.add_argument("--cache", type=int, help="bytes; default: the last-level cache")
@@ -346,13 +347,6 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def _say(text: str) -> None:
     print(f"… {text}", file=sys.stderr, flush=True)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("each must be at least 1")
-    return numbers
 
 
 def _shapes(text: str) -> tuple[tuple[int, int], ...]:

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import primelens
+from primelens.bench.arguments import counts
 from primelens.bench.captioner import require_caption_head
 from primelens.bench.environment import capture, load_now, usable_cores
 from primelens.bench.estimators import percentile
@@ -262,10 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {FILE}, scale.svg")
     parser.add_argument("--model", default="default", help="for batches and counts")
     parser.add_argument("--long", default="default", help="a bundle with positions for --lengths")
-    parser.add_argument("--batches", type=_numbers, default=BATCHES)
-    parser.add_argument("--lengths", type=_numbers, default=LENGTHS)
+    parser.add_argument("--batches", type=counts, default=BATCHES)
+    parser.add_argument("--lengths", type=counts, default=LENGTHS)
     parser.add_argument("--counts", type=int, default=100_000, help="pictures of the longest run")
-    parser.add_argument("--threads", type=_numbers, default=tuple(range(1, usable_cores() + 1)))
+    parser.add_argument("--threads", type=counts, default=tuple(range(1, usable_cores() + 1)))
     parser.add_argument("--repetitions", type=int, default=3)
     chosen = parser.parse_args(arguments)
     if chosen.counts < 10:
@@ -273,13 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     most = max(chosen.threads)
     before = load_now()
     # The counts come first: what the other series leave behind would be counted with them.
-    counts = measure_counts(chosen.model, chosen.counts, 16, most)
+    pictures = measure_counts(chosen.model, chosen.counts, 16, most)
     found: dict[str, Any] = {
         "kind": "primelens-bench-scale",
         "version": 1,
         "environment": capture().as_dict(),
         "models": {"batches": Path(chosen.model).name, "lengths": Path(chosen.long).name},
-        "counts": counts,
+        "counts": pictures,
         "lengths": measure_lengths(
             chosen.long, _fitting(chosen.long, chosen.lengths), most, chosen.repetitions
         ),
@@ -303,13 +304,6 @@ def _fitting(model: str, lengths: Sequence[int]) -> list[int]:
     opened.close()
     room = head.decoder.max_positions + 1 - len(head.generation.start_tokens)
     return [length for length in lengths if length <= room]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("each must be at least 1")
-    return numbers
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from primelens.bench.arguments import counts
 from primelens.bench.bandwidth import read_rates
 from primelens.bench.environment import Environment, Load, capture, load_now, usable_cores
 from primelens.bench.estimators import Interval, compare_blocks, percentile
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--past", type=_lengths, default=DEFAULT_PASTS, metavar="N,N,…", help="past lengths, ≥ 2"
     )
     for name, what in (("--batch", "pictures"), ("--beams", "rows per picture")):
-        parser.add_argument(name, type=_counts, default=(1,), metavar="N,N,…", help=what)
+        parser.add_argument(name, type=counts, default=(1,), metavar="N,N,…", help=what)
     parser.add_argument("--blocks", type=int, default=7, help="repetitions after warm-up")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per repetition")
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -269,16 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _lengths(text: str) -> tuple[int, ...]:
-    numbers = _counts(text)
+    numbers = counts(text)
     if min(numbers) < 2:
         raise argparse.ArgumentTypeError("a past length is at least 2")
-    return numbers
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) for word in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("each must be at least 1")
     return numbers
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from primelens.export.decoder_graph import cross_names, dense
 from primelens.export.decoder_plan import CrossAttention, Linear
 from primelens.export.graph import GraphBuilder
+from primelens.export.stack_graph import cross_names, dense
 
 __all__ = ["build_connector", "key_values"]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from primelens.export.decoder_graph import FLOAT, dense
 from primelens.export.decoder_plan import Linear, Stack
 from primelens.export.question_graph import ReaderBuilder
+from primelens.export.stack_graph import FLOAT, dense
 
 __all__ = ["MatchingPlan", "build_matching"]
 

@@ -30,20 +30,19 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from primelens.export.decoder_graph import (
-    FLOAT,
-    INT32,
-    INT64,
-    DecoderBuilder,
-    StackBuilder,
-    Stream,
-    check_heads,
-    cross_names,
-    dense,
-)
+from primelens.export.decoder_graph import DecoderBuilder, check_heads
 from primelens.export.decoder_plan import DecoderPlan, SelfAttention
 from primelens.export.graph import MICROSOFT
 from primelens.export.registry import Prefix
+from primelens.export.stack_graph import (
+    FLOAT,
+    INT32,
+    INT64,
+    StackBuilder,
+    Stream,
+    cross_names,
+    dense,
+)
 from primelens.export.traced import traced
 
 __all__ = ["build_prefix_connector", "build_prefix_layers", "build_projector", "build_tree_decoder"]

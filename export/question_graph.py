@@ -25,7 +25,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from primelens.export.connector_graph import key_values
-from primelens.export.decoder_graph import (
+from primelens.export.decoder_plan import CrossAttention, SelfAttention, Stack
+from primelens.export.graph import MICROSOFT
+from primelens.export.stack_graph import (
     FLOAT,
     INT32,
     INT64,
@@ -35,8 +37,6 @@ from primelens.export.decoder_graph import (
     cross_names,
     dense,
 )
-from primelens.export.decoder_plan import CrossAttention, SelfAttention, Stack
-from primelens.export.graph import MICROSOFT
 
 __all__ = ["PICTURE", "QuestionPlan", "ReaderBuilder", "build_question_encoder", "read_by"]
 
