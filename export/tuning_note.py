@@ -45,7 +45,7 @@ def carried_note(checkpoint: Path, head: str) -> tuple[str, str] | None:
         recipe = {key: value for key, value in note["recipe"].items() if key not in _LOCAL}
         steps = [step["step"] for step in note["augmentation"].get("steps", ())]
         line = (
-            f"head {head}: tuned on the locked tower, objective {recipe['objective']}, "
+            f"head {head}: tuned on {_tower(note)}, objective {recipe['objective']}, "
             f"{note['steps']} steps, augmentation {', '.join(steps) or 'none'}; "
             f"all of it in `{tuning_file(head)}`"
         )
@@ -56,3 +56,8 @@ def carried_note(checkpoint: Path, head: str) -> tuple[str, str] | None:
         ) from error
     text = json.dumps({**note, "recipe": recipe}, indent=1, ensure_ascii=False)
     return f"{text}\n", line
+
+
+def _tower(note: dict[str, Any]) -> str:
+    unlocked = note["tower"].get("unlocked") if isinstance(note.get("tower"), dict) else None
+    return f"the tower, {', '.join(unlocked)} unlocked" if unlocked else "the locked tower"

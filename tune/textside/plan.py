@@ -38,23 +38,26 @@ def plan_run(recipe: Recipe, *, identify: Identify | None = None) -> Plan:
     lesson = run.lessons.at(0)
     states = run.states(lesson.items[:1], lesson.epochs[:1], changed=True)
     prepared = run.task.prepare(lesson)
-    tower = sum(p.numel() for p in run.parts.seam.tower.parameters())
+    whole = list(run.parts.seam.tower.parameters())
+    unlocked = sum(p.numel() for p in whole if p.requires_grad)
+    tower = sum(p.numel() for p in whole) - unlocked
     tuned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     still = sum(p.numel() for p in run.model.parameters()) - tuned
-    moments = 2 * tuned if recipe.optimiser.name == "adamw" else 0
+    moments = 2 * (tuned + unlocked) if recipe.optimiser.name == "adamw" else 0
     shape = list(states.shape[1:])
     one = states[0].numel()
     pictures = len({item.picture for item in run.lessons.items})
     views = (run.states.changes.views or 1) if run.states.changes.steps else 1
     kept = one * _STORED[recipe.features.dtype] * pictures * views
     memory = {
-        "weights": _FLOAT * (tower + tuned + still),
-        "gradients": _FLOAT * tuned,
+        "weights": _FLOAT * (tower + unlocked + tuned + still),
+        "gradients": _FLOAT * (tuned + unlocked),
         "optimiser": _FLOAT * moments,
         "states of a batch": _FLOAT * one * len(lesson.items),
     }
     numbers = {
         "locked": tower,
+        "unlocked": unlocked,
         "tuned": tuned,
         "frozen": still,
         "tap": {"name": run.parts.seam.tap, "shape": shape},
@@ -78,7 +81,7 @@ def _lines(recipe: Recipe, run: Run, numbers: Mapping[str, Any]) -> list[str]:
     total = sum(memory.values())
     lines = [
         f"objective {recipe.objective}, model {type(run.parts.model).__name__}",
-        f"tower: {type(run.parts.seam.tower).__name__}, {numbers['locked']:,} parameters, locked",
+        f"tower: {type(run.parts.seam.tower).__name__}, {_tower(numbers)}",
         f"content of the tower: {numbers['tower_digest']}",
         f"tap: {numbers['tap']['name']} {numbers['tap']['shape']} per picture",
         f"text side: {numbers['tuned']:,} parameters tuned, {numbers['frozen']:,} kept as they are",
@@ -92,6 +95,11 @@ def _lines(recipe: Recipe, run: Run, numbers: Mapping[str, Any]) -> list[str]:
     if recipe.features.keep:
         lines.append(f"kept features: {_megabytes(numbers['kept'])} in {recipe.features.keep}")
     return lines
+
+
+def _tower(numbers: Mapping[str, Any]) -> str:
+    text = f"{numbers['locked']:,} parameters, locked"
+    return text + (f"; {numbers['unlocked']:,} unlocked" if numbers["unlocked"] else "")
 
 
 def _size(recipe: Recipe) -> int:

@@ -95,6 +95,8 @@ class ModelChoice:
             projected, onto the width of the tower's vector, as in the paper.
         pooling: of a tower that gives states and no vector: how many queries attend to them.
         max_new_tokens: longest text that validation lets it write, and the checkpoint's default.
+        unlock: names of parts of the tower that are tuned too, with all below them. The tower that
+            comes of it is another one: nothing that was kept of the former is found for it.
     """
 
     checkpoint: str | None = None
@@ -107,6 +109,7 @@ class ModelChoice:
     image_head: bool = True
     pooling: int = 4
     max_new_tokens: int = 40
+    unlock: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self, "projection", "pooling", "max_new_tokens")
@@ -386,6 +389,11 @@ def read_recipe(path: Path) -> Recipe:
 def _contradictions(recipe: Recipe, changes: Augmentation) -> Iterator[str]:
     """What is sound by itself and does not go together."""
     training = recipe.training
+    if recipe.features.keep is not None and recipe.model.unlock:
+        yield (
+            "features.keep: a tower that is partly unlocked says something else after every step, "
+            "so there is nothing to keep: leave out features.keep or model.unlock"
+        )
     if recipe.features.keep is not None and changes.steps:
         if changes.views is None:
             yield (

@@ -1,4 +1,5 @@
-"""A run: from a recipe to a checkpoint whose tower is, to the last bit, the one it began with.
+"""A run: from a recipe to a checkpoint whose tower is, to the last bit, the one it began with (but
+for the parts of it that the recipe unlocks).
 
 The core of it reads in a few lines: a lesson, what the locked tower says of its pictures, the loss
 of the parts, one step of the optimiser. Everything that decides a step hangs on its number, so a
@@ -22,7 +23,7 @@ from torch import nn
 
 from primelens.errors import InputError, OptionError, UnsupportedError
 from primelens.schema import canonical_json, encode
-from primelens.tune.lock import Lock, lock
+from primelens.tune.lock import Lock, content_digest, lock
 from primelens.tune.textside.assembling import Parts, assemble
 from primelens.tune.textside.checkpoint import save_checkpoint
 from primelens.tune.textside.lessons import Item, Lessons, read_items, training_lessons
@@ -57,7 +58,7 @@ class Outcome:
     Attributes:
         checkpoint: the folder.
         steps: that were done; fewer than planned where it stopped early.
-        tower_digest: of the tower, before and after.
+        tower_digest: of the tower, before and after; without the parts that were unlocked.
         score: name and value of the checkpoint's score on the validation data.
         tower_runs: pictures that the tower looked at, in this process.
         kept_reads: pictures whose states were read where they were kept, in this process.
@@ -99,7 +100,8 @@ class Run:
             () if choice is None else read_items(choice, recipe.objective)
         )
         self.parts: Parts = assemble(recipe, self._texts)
-        self.lock: Lock = lock(self.parts.seam.tower)
+        self._began = content_digest(self.parts.seam.tower)
+        self.lock: Lock = lock(self.parts.seam.tower, recipe.model.unlock)
         self.model: nn.Module = self.parts.seam.open()
         self.adapters = None
         if recipe.lora is not None:
@@ -107,7 +109,11 @@ class Run:
         self.model.to(self.device)
         self.task: Task = make_task(recipe, self.parts)
         self.states = TowerStates(self._view(identify), recipe.features, recipe.changes)
-        self.optimiser = make_optimiser(self.model, recipe.optimiser)
+        # What moves, and is in a state to resume from: the text side, seldom the tower's end too.
+        self.tuned = self.model
+        if recipe.model.unlock:
+            self.tuned = nn.ModuleDict({"model": self.model, "tower": self.parts.seam.tower})
+        self.optimiser = make_optimiser(self.tuned, recipe.optimiser)
 
     @property
     def steps(self) -> int:
@@ -125,7 +131,7 @@ class Run:
         recipe["stored"] = self.recipe.features.dtype
         recipe["training"] = {**recipe["training"], "save_every": None}
         names = [[item.example.id, item.question, list(item.texts)] for item in self.lessons.items]
-        document = {"recipe": recipe, "items": names, "tower": self.lock.digest}
+        document = {"recipe": recipe, "items": names, "tower": self._began}
         return hashlib.sha256(canonical_json(document)).hexdigest()
 
     def step(self, number: int) -> float:
@@ -145,24 +151,28 @@ class Run:
     def _backward(self, states: torch.Tensor, prepared: Prepared) -> float:
         rows, parts = len(states), self.recipe.training.accumulate
         total = 0.0
+        moving = states.requires_grad
+        read = states.detach().requires_grad_(moving)  # so that parts share one way back
         for part in range(parts):
             some = slice(part * rows // parts, (part + 1) * rows // parts)
             with self._autocast():
-                loss = self.task.loss(states[some], prepared.part(some))
+                loss = self.task.loss(read[some], prepared.part(some))
             loss.backward()
             total += loss.item()
+        if moving:
+            states.backward(read.grad)
         return total
 
     def _move(self, share: float) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.optimiser.rate * share
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+        nn.utils.clip_grad_norm_(self.tuned.parameters(), self.recipe.optimiser.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
     def validate(self) -> tuple[float, Score]:
         """Loss and score on the validation data, unaugmented."""
-        self.model.eval()
+        self.tuned.eval()
         total, whole = 0.0, 0
         lessons = Lessons(self.validation, self.lessons.batch_size, self.recipe.training.seed)
         with torch.no_grad():
@@ -172,8 +182,8 @@ class Run:
                     loss = self.task.loss(self._look(lesson.items), prepared)
                 total += loss.item() * prepared.whole
                 whole += prepared.whole
-        score = self.task.score(self.validation, self._look)
-        self.model.train()
+            score = self.task.score(self.validation, self._look)
+        self.tuned.train()
         return total / max(1, whole), score
 
     def _look(self, items: Sequence[Item]) -> torch.Tensor:
@@ -233,7 +243,7 @@ def tune(
     out.mkdir(parents=True, exist_ok=True)
     standing = Standing()
     if resume:
-        standing = load_state(out, run.model, run.optimiser, run.settings)
+        standing = load_state(out, run.tuned, run.optimiser, run.settings)
     journal = Journal(out, recipe.logs, steps=run.steps, step=standing.step, say=say)
     try:
         _train(run, standing, journal)
@@ -245,7 +255,7 @@ def tune(
 
 def _train(run: Run, standing: Standing, journal: Journal) -> None:
     training, out = run.recipe.training, Path(run.recipe.out)
-    run.model.train()
+    run.tuned.train()
     while standing.step < run.steps and not _gave_up(run, standing):
         loss = run.step(standing.step)
         standing.step += 1
@@ -259,7 +269,7 @@ def _train(run: Run, standing: Standing, journal: Journal) -> None:
         journal.write(standing.step, entry)
         if standing.step % training.save_every == 0 or last or _gave_up(run, standing):
             run.lock.check()
-            save_state(out, run.model, run.optimiser, standing, run.settings)
+            save_state(out, run.tuned, run.optimiser, standing, run.settings)
 
 
 def _take_in(run: Run, standing: Standing, score: Score) -> None:
@@ -268,7 +278,7 @@ def _take_in(run: Run, standing: Standing, score: Score) -> None:
     standing.score = score.name
     if standing.best is None or score.value > standing.best:
         standing.best, standing.best_step, standing.idle = score.value, standing.step, 0
-        save_best(Path(run.recipe.out), run.model)
+        save_best(Path(run.recipe.out), run.tuned)
 
 
 def _gave_up(run: Run, standing: Standing) -> bool:
@@ -280,9 +290,9 @@ def _finish(run: Run, standing: Standing) -> Outcome:
     out = Path(run.recipe.out)
     score = None
     if standing.best is not None:
-        load_best(out, run.model)
+        load_best(out, run.tuned)
         score = (standing.score, standing.best)
-    run.model.eval()
+    run.tuned.eval()
     if run.adapters is not None:
         merge_adapters(run.adapters)
     digest = run.lock.digest
@@ -292,7 +302,11 @@ def _finish(run: Run, standing: Standing) -> Outcome:
         "recipe": encode(run.recipe),
         "augmentation": run.recipe.changes.to_dict(),
         "preprocessing": run.parts.preprocessing.to_dict(),
-        "tower": {"digest": digest, "tap": run.parts.seam.tap},
+        "tower": {
+            "digest": digest,
+            "tap": run.parts.seam.tap,
+            "unlocked": list(run.recipe.model.unlock),
+        },
         "steps": standing.step,
         "best_step": standing.best_step or standing.step,
         "score": None if score is None else {"name": score[0], "value": score[1]},

@@ -1,4 +1,4 @@
-"""What the locked tower says about the pictures of a batch: run, or read where it was kept.
+"""What the tower says about the pictures of a batch: run, or read where it was kept.
 
 Kept features lie in the runtime's own store (`primelens.store`), filed under the tower's identity,
 so that another run of the same tower finds them. Their variant says that PyTorch computed them:
@@ -38,8 +38,8 @@ class TowerView:
     """A tower, at one tap, with what its pictures go through before it.
 
     Attributes:
-        tower: locked.
-        identity: of the tower at the tap.
+        tower: locked, or locked but for some parts.
+        identity: of the tower at the tap; of one that is partly unlocked, as it was at first.
     """
 
     tower: PreTrainedModel
@@ -51,9 +51,19 @@ class TowerView:
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """``[B, 3, H, W]`` to the tap, ``[B, L, C]`` or ``[B, C]``."""
         with torch.no_grad():
-            output = self.tower(pixel_values=torch.from_numpy(pixels).to(self.device))
-        values: NDArray[np.float32] = output[self.tap].float().cpu().numpy()
+            values: NDArray[np.float32] = self.alive(pixels).cpu().numpy()
         return values
+
+    def alive(self, pixels: NDArray[np.float32]) -> torch.Tensor:
+        """The same on the tower's device, with gradients for the parts that are unlocked."""
+        output = self.tower(pixel_values=torch.from_numpy(pixels).to(self.device))
+        states: torch.Tensor = output[self.tap]
+        return states.float()
+
+    @property
+    def moves(self) -> bool:
+        """Whether some part of the tower is tuned."""
+        return any(parameter.requires_grad for parameter in self.tower.parameters())
 
     @property
     def variant(self) -> str:
@@ -112,6 +122,8 @@ class TowerStates:
             EngineError: the tower's output is not finite.
         """
         changes = self.changes if changed else _NONE
+        if self.view.moves:
+            return self._alive(items, epochs, changes)
         found: dict[int, NDArray[np.float32]] = {}
         missing: dict[int, _Asked] = {}
         for place, (item, epoch) in enumerate(zip(items, epochs, strict=True)):
@@ -155,23 +167,9 @@ class TowerStates:
         """Look at pictures, and keep what was seen."""
         if not asked:
             return {}
-        spec = self.view.preprocessing
-        pixels, sizes = [], []
-        for one in asked.values():
-            opened = one.picture or open_image(one.item.example.image.read())
-            picture = opened.decode() if isinstance(opened, UndecodedImage) else opened
-            sizes.append(picture.size)
-            if not changes.steps:
-                pixels.append(spec(picture))
-                continue
-            upright = picture.rgb(exif=spec.exif, alpha=spec.alpha)
-            pixels.append(spec(changes(upright, one.item.example.id, one.epoch)))
-        values = list(self.view(np.stack(pixels)))
-        if not all(np.isfinite(row).all() for row in values):
-            raise EngineError(
-                f"The tower's output {self.view.tap!r} is not finite.",
-                remedy="Its weights hold NaN, or its pictures need another preprocessing.",
-            )
+        pixels, sizes = self._pixels(list(asked.values()), changes)
+        values = list(self.view(pixels))
+        self._check(all(np.isfinite(row).all() for row in values))
         self.runs += len(asked)
         if self._store is not None:
             keys = [
@@ -180,6 +178,40 @@ class TowerStates:
             ]
             values = self._store.put_all(list(zip(keys, values, sizes, strict=True)))
         return dict(zip(asked, values, strict=True))
+
+    def _alive(
+        self, items: Sequence[Item], epochs: Sequence[int], changes: Augmentation
+    ) -> torch.Tensor:
+        """Of a tower that moves, all at once: its statistics may be those of the batch."""
+        asked = [_Asked(item, epoch) for item, epoch in zip(items, epochs, strict=True)]
+        states = self.view.alive(self._pixels(asked, changes)[0])
+        self._check(bool(torch.isfinite(states).all()))
+        self.runs += len(asked)
+        return states
+
+    def _pixels(
+        self, asked: Sequence[_Asked], changes: Augmentation
+    ) -> tuple[NDArray[np.float32], list[tuple[int, int]]]:
+        """Pictures as the tower takes them, and their sizes before."""
+        spec = self.view.preprocessing
+        pixels, sizes = [], []
+        for one in asked:
+            opened = one.picture or open_image(one.item.example.image.read())
+            picture = opened.decode() if isinstance(opened, UndecodedImage) else opened
+            sizes.append(picture.size)
+            if not changes.steps:
+                pixels.append(spec(picture))
+                continue
+            upright = picture.rgb(exif=spec.exif, alpha=spec.alpha)
+            pixels.append(spec(changes(upright, one.item.example.id, one.epoch)))
+        return np.stack(pixels), sizes
+
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            raise EngineError(
+                f"The tower's output {self.view.tap!r} is not finite.",
+                remedy="Its weights hold NaN, or its pictures need another preprocessing.",
+            )
 
     def _key(self, source: str, item: Item, epoch: int, changes: Augmentation) -> EntryKey:
         if changes.steps:
