@@ -5,8 +5,9 @@
 * *Per step*: captions of forced length through the public calls, greedy and with beams in turns
   over the same encoded pictures; the search's own work is part of a step.
 * *Moved caches*: the part of a step that goes into letting rows continue other rows' pasts.
-* *Memory*: fresh processes, of which half never use beams. What beams have to add is their own
-  self-attention cache; the picture's cross-attention K/V is there once, however many beams read it.
+* *Memory*: peaks of fresh processes, of which half never use beams, part by part. What beams have
+  to add is their own self-attention cache, logits and scores; the picture's cross-attention K/V is
+  there once, however many beams read it.
 """
 
 from __future__ import annotations
@@ -50,22 +51,58 @@ class Memory:
     """Bytes that beams add to a process.
 
     Attributes:
-        greedy, beams: resident bytes of processes that decoded greedily, or with beams.
+        greedy, beams: how far the peaks of processes rose that decoded greedily, or with beams.
+        greedy_files, beams_files: pages of files among it: token vectors that were looked up, and
+            code. They are read again where the system takes them.
         self_cache: what the further beams' own self-attention cache takes.
-        logits: what one ``[beams, V]`` float32 array takes more; the search holds some of them.
+        logits: what their ``[beams, V]`` float32 logits take more.
+        scores: the search's own arrays of ``[beams, V]``: totals, and what processors changed.
         cross_copies: what copies of the cross-attention K/V for every further beam would take.
     """
 
     greedy: Sequence[int]
     beams: Sequence[int]
+    greedy_files: Sequence[int]
+    beams_files: Sequence[int]
     self_cache: int
     logits: int
+    scores: int
     cross_copies: int
 
     @property
     def growth(self) -> int:
         """Difference of the medians."""
-        return round(percentile(self.beams, 50.0) - percentile(self.greedy, 50.0))
+        return _grown(self.greedy, self.beams)
+
+    @property
+    def files(self) -> int:
+        """The growth's part in pages of files."""
+        return _grown(self.greedy_files, self.beams_files)
+
+    @property
+    def rest(self) -> int:
+        """What the parts leave of the growth: free pieces between allocations, the engine's
+        arena.
+        """
+        return self.growth - self.self_cache - self.logits - self.scores - self.files
+
+    def lines(self) -> list[str]:
+        """The account, for people."""
+        parts = (
+            (self.self_cache, "the beams' self-attention cache"),
+            (self.logits, "their logits"),
+            (self.scores, "the search's scores"),
+            (self.files, "pages of files: token vectors that were looked up, code"),
+            (self.rest, "the rest: free pieces between allocations, the engine's arena"),
+        )
+        found = [f"memory   peak {self.growth / 2**20:.1f} MiB above greedy's, of which"]
+        found += [f"         {value / 2**20:5.1f} MiB  {name}" for value, name in parts]
+        copies = self.cross_copies / 2**20
+        return [*found, f"         copies of the cross-attention K/V would be {copies:.1f} MiB"]
+
+
+def _grown(before: Sequence[int], after: Sequence[int]) -> int:
+    return round(percentile(after, 50.0) - percentile(before, 50.0))
 
 
 @dataclass(frozen=True)
@@ -118,20 +155,7 @@ class BeamReport:
             ),
         ]
         if self.memory is not None:
-            grown, cache, logits, copies = (
-                f"{value / 2**20:.1f} MiB"
-                for value in (
-                    self.memory.growth,
-                    self.memory.self_cache,
-                    self.memory.logits,
-                    self.memory.cross_copies,
-                )
-            )
-            found += [
-                f"memory   {grown} more than greedy; the beams' self-attention cache: {cache}, an",
-                f"         array of their logits: {logits}, copies of the cross-attention K/V",
-                f"         would be: {copies}",
-            ]
+            found += self.memory.lines()
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,10 +163,16 @@ class BeamReport:
         ratio = self.ratio.ratio
         memory = None
         if self.memory is not None:
-            memory = {**asdict(self.memory), "growth": self.memory.growth}
+            held = self.memory
+            memory = {
+                **asdict(held),
+                "growth": held.growth,
+                "files": held.files,
+                "rest": held.rest,
+            }
         return {
             "kind": "primelens-bench-beams",
-            "version": 1,
+            "version": 2,
             **{k: getattr(self, k) for k in ("model", "beams", "tokens", "seconds")},
             "ratio": asdict(ratio),
             "moved_seconds": list(self.moved),
@@ -209,30 +239,50 @@ def _options(beams: int, tokens: int) -> primelens.CaptionOptions:
 
 
 def measure_memory(folder: str, model: primelens.Model, beams: int, tokens: int) -> Memory:
-    """Resident bytes of fresh processes that caption greedily, or with beams, in turns."""
-    found: dict[int, list[int]] = {1: [], beams: []}
+    """How far fresh processes rise that caption greedily, or with beams, in turns."""
+    found: dict[int, list[tuple[int, int]]] = {1: [], beams: []}
     with tempfile.TemporaryDirectory() as home:
         paths = PictureSource(Path(home), 0).fresh(_ANSWERS)
         for _ in range(_PROCESSES):
-            for width, resident in found.items():
-                with WorkerSystem("primelens", {"model": folder, "threads": 1}) as system:
-                    for path in paths:
-                        system.answer(
-                            [Request(0, path, max_new_tokens=tokens, forced=True, beams=width)]
-                        )
-                    resident.append(system.memory()["resident"])
+            for width, risen in found.items():
+                risen.append(
+                    _risen(
+                        folder,
+                        [
+                            Request(0, path, max_new_tokens=tokens, forced=True, beams=width)
+                            for path in paths
+                        ],
+                    )
+                )
     head = require_caption_head(model.manifest)
     sizes = head.decoder
     start = len(head.generation.start_tokens)
     position = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4
     cross = sum(cross_bytes(open_bundle(resolve(folder), check="size"), head.connector))
+    row = sizes.vocab_size * 4
     return Memory(
-        greedy=found[1],
-        beams=found[beams],
+        greedy=[peak for peak, _ in found[1]],
+        beams=[peak for peak, _ in found[beams]],
+        greedy_files=[files for _, files in found[1]],
+        beams_files=[files for _, files in found[beams]],
         self_cache=(beams - 1) * capacity_for(sizes.prefix + start + tokens, sizes) * position,
-        logits=(beams - 1) * sizes.vocab_size * 4,
+        logits=(beams - 1) * row,
+        scores=2 * beams * row,
         cross_copies=(beams - 1) * cross,
     )
+
+
+def _risen(folder: str, requests: Sequence[Request]) -> tuple[int, int]:
+    """By how many bytes a fresh process's peak rises above what it held once the model was open,
+    and its pages of files.
+    """
+    with WorkerSystem("primelens", {"model": folder, "threads": 1}) as system:
+        before = system.memory(anew=True)
+        for request in requests:
+            system.answer([request])
+        after = system.memory()
+    files = [held["resident"] - held.get("anonymous", held["resident"]) for held in (before, after)]
+    return after["peak"] - before["resident"], files[1] - files[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,9 +78,13 @@ class WorkerSystem:
         reply = self._ask({"do": "answer", "requests": [r.as_dict() for r in requests]})
         return [Answer.from_dict(row) for row in reply["answers"]]
 
-    def memory(self) -> dict[str, int]:
-        """Bytes of its process: ``resident`` now, ``peak`` so far."""
-        reply = self._ask({"do": "memory"})
+    def memory(self, *, anew: bool = False) -> dict[str, int]:
+        """Bytes of its process: ``resident`` now, ``peak`` so far; ``anonymous`` on Linux.
+
+        Args:
+            anew: let the next peak count from here, where the system can.
+        """
+        reply = self._ask({"do": "memory", "anew": anew})
         return {name: int(value) for name, value in reply.items()}
 
     def close(self) -> None:

@@ -57,8 +57,9 @@ def write_each(
     rows = wanted.rows_per_picture
     prompt = head.prompt(options.prompt)
     need = len(prompt) + head.limits([prompt], options).max_new_tokens[0]
-    single = head._take((1, rows), head._room(need))
     workspace = head._take((slots, slots * rows), head._room(need))
+    # A single slot reads what its own connector writes; several are filled one by one.
+    single = workspace if slots == 1 else head._take((1, rows), head._room(need))
     session, alone, plan = workspace.session, single.session, SlotPlan(slots, rows)
     assert isinstance(session, DecoderSession)
     assert isinstance(alone, DecoderSession)
@@ -68,15 +69,17 @@ def write_each(
 
     def begin(slot: int, item: _Item) -> tuple[Search, Step | None]:
         item.connector = head._connect(single.connector, [item.image])
-        for name, values in derived.items():
-            read[name][slot] = values[0]
+        if single is not workspace:
+            for name, values in derived.items():
+                read[name][slot] = values[0]
         item.begun = time.perf_counter()
         search, _ = head._search(wanted, asked_of([item.image], None, options), options)
         step: Step | None = search.begin()
         if step is not None and step.tokens.shape[1] > 1:  # the prompt, by itself, as ever
             alone.reset()
             step = search.advance(alone.run(step))
-            session.adopt(plan.part(slot), alone)
+            if single is not workspace:
+                session.adopt(plan.part(slot), alone)
         return search, step
 
     waiting: dict[int, tuple[EncodedImage, Progress]] = {}
@@ -94,4 +97,5 @@ def write_each(
                 following += 1
     finally:
         head._give_back(workspace)
-        head._give_back(single)
+        if single is not workspace:
+            head._give_back(single)

@@ -155,9 +155,19 @@ def _beams_rows(name: str, document: Document) -> Iterator[Row]:
     memory = document["memory"]
     against = f"moving pasts is {document['moved_share']:.1%} of it"
     if memory:
+        cache, rows, files, rest, all_of_it = (
+            f"{value / 2**20:.1f}"
+            for value in (
+                memory["self_cache"],
+                memory["logits"] + memory["scores"],
+                memory["files"],
+                memory["rest"],
+                memory["growth"],
+            )
+        )
         against += (
-            f"; {memory['growth'] / 2**20:.0f} MiB more memory, of which "
-            f"{memory['self_cache'] / 2**20:.0f} MiB are the beams' own cache"
+            f"; {all_of_it} MiB more memory: {cache} the beams' own cache, {rows} their logits and "
+            f"scores, {files} pages of files, {rest} the rest"
         )
     yield (
         f"{name}, a step with {document['beams']} beams over a greedy one",

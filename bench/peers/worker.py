@@ -5,7 +5,8 @@ One JSON object per line, from standard input to standard output:
 * ``{"do": "open", "backend": NAME, "options": {…}}`` → ``{"description": {…}}``
 * ``{"do": "answer", "requests": [{…}, …]}`` → ``{"answers": [{…}, …]}``
 * ``{"do": "memory"}`` → ``{"resident": bytes, "peak": bytes}``, and ``"device": bytes`` where the
-  process holds memory of an NVIDIA GPU
+  process holds memory of an NVIDIA GPU; on Linux also ``"anonymous"``, what of the resident is no
+  page of a file. With ``"anew": true`` the peak counts from then on.
 * ``{"do": "close"}`` → ``{}``, then the process ends.
 
 Whatever goes wrong comes back as ``{"error": one line, "traceback": all of it}``. Libraries may
@@ -14,6 +15,7 @@ write to standard output as they like: it is redirected to standard error before
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -84,6 +86,7 @@ def memory() -> dict[str, int]:
         return {
             "resident": int(found["VmRSS:"]) * 1024,
             "peak": int(found["VmHWM:"]) * 1024,
+            **({"anonymous": int(found["RssAnon:"]) * 1024} if "RssAnon:" in found else {}),
             **device_memory(),
         }
     import resource
@@ -91,6 +94,12 @@ def memory() -> dict[str, int]:
     scale = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     return {"resident": peak, "peak": peak, **device_memory()}
+
+
+def forget_peak() -> None:
+    """Let the peak be what is resident now; does nothing where the system has no way to."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def device_memory() -> dict[str, int]:
@@ -142,6 +151,8 @@ def main() -> None:
                 reply = {"answers": backend.answer(message["requests"])}
             elif message["do"] == "memory":
                 reply = memory()
+                if message.get("anew"):
+                    forget_peak()
             else:
                 reply = {}
         except Exception as error:  # noqa: BLE001 - a peer's failure is a result, whatever it is

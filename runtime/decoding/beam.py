@@ -76,33 +76,63 @@ class _Node:
     filler: bool
 
 
-class _Logits:
+class _Scored:
     """What one step says about the rows, in buffers that every step uses again.
 
+    The model's log-probabilities are nowhere kept: those of one picture are computed into its
+    totals, and once more, in the same order, for the few candidates. Only what processors change
+    needs an array for all rows.
+
     Attributes:
-        logits: ``[R, V]`` the logits themselves.
-        own: ``[R, V]`` the model's log-probabilities.
-        scores: ``[R, V]`` the same after the processors (the same array without).
-        totals: ``[W, V]`` room for one picture's scores, its beams' added.
+        logits: ``[R, V]`` the session's own buffer; stays as it is.
+        totals: ``[W, V]`` one picture's scores, its beams' added.
     """
 
     def __init__(self, logits: NDArray[np.float32], width: int) -> None:
-        self.logits, self.own = logits, np.empty_like(logits)
-        self._spare = np.empty_like(logits)
-        self.scores = self.own
+        self.logits = logits
         self.totals = np.empty((width, logits.shape[1]), np.float32)
+        self._largest = np.zeros(len(logits), np.float32)
+        self._rest = np.zeros(len(logits), np.float32)  # logarithms of the rows' denominators
+        self._processed: NDArray[np.float32] | None = None
 
     def read(
         self, logits: NDArray[np.float32], controls: Controls, history: History | None
     ) -> None:
         """Take up the logits of a step."""
         self.logits = logits
-        log_softmax(logits, self.own, self._spare)
+        spare = self.totals[0]
+        for row, values in enumerate(logits):
+            self._largest[row] = values.max()
+            np.subtract(values, self._largest[row], out=spare)
+            total = np.exp(spare, out=spare).sum(dtype=np.float64)
+            self._rest[row] = np.float32(np.log(total))
         if controls.processors and history is not None:
-            np.copyto(self._spare, self.own)
-            self.scores = self._spare
+            if self._processed is None:
+                self._processed = np.empty_like(logits)
+            for row, values in enumerate(self._processed):
+                self._log_softmax(row, values)
             for processor in controls.processors:
-                processor(self.scores, history)
+                processor(self._processed, history)
+
+    def _log_softmax(self, row: int, out: NDArray[np.float32]) -> None:
+        """A row's log-probabilities: float32 throughout, but for the denominator's sum."""
+        np.subtract(self.logits[row], self._largest[row], out=out)
+        out -= self._rest[row]
+
+    def add_up(self, beam: int, row: int, score: np.float32) -> None:
+        """Fill the beam's totals: of all that may follow its row, where it has this score."""
+        totals = self.totals[beam]
+        if self._processed is None:
+            self._log_softmax(row, totals)
+            totals += score
+        else:
+            np.add(self._processed[row], score, out=totals)
+
+    def logprobs(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[float]:
+        """The model's own log-probability of a token after each of some rows."""
+        found = self.logits[rows, tokens] - self._largest[rows] - self._rest[rows]
+        own: list[float] = found.tolist()
+        return own
 
 
 class _Picture:
@@ -123,14 +153,14 @@ class _Picture:
         self.done = False
 
     def advance(
-        self, step: _Logits, history: History | None, first_row: int
+        self, step: _Scored, history: History | None, first_row: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Choose; returns each row's next token and the row of the picture that it continues, or
         None when the picture is done.
         """
         width = self._rules.num_beams
         for beam, row in enumerate((first_row + self._rows).tolist()):
-            np.add(step.scores[row], self._scores[beam], out=step.totals[beam])
+            step.add_up(beam, row, self._scores[beam])
         totals = step.totals.reshape(-1)
         flat = top_k(totals, self._candidates)
         beams, tokens = np.divmod(flat, step.totals.shape[1])
@@ -175,7 +205,7 @@ class _Picture:
 
     def _nodes(
         self,
-        step: _Logits,
+        step: _Scored,
         first_row: int,
         candidates: tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]],
     ) -> list[_Node]:
@@ -183,9 +213,9 @@ class _Picture:
         scores, and whether they ended.
         """
         flat, found, stops = candidates
-        beams, tokens = np.divmod(flat, step.own.shape[1])
+        beams, tokens = np.divmod(flat, step.totals.shape[1])
         rows, fillers = first_row + self._rows[beams], (found <= _NEVER / 2).tolist()
-        own = step.own[rows, tokens].tolist()
+        own = step.logprobs(rows, tokens)
         count = self._controls.top_logprobs
         others = {row: top_logprobs(step.logits[row], count) for row in set(rows.tolist()) if count}
         return [
@@ -261,7 +291,9 @@ def _assign(parents: NDArray[np.int64]) -> NDArray[np.int64]:
     _, firsts = np.unique(parents, return_index=True)
     rows = np.full(len(parents), -1, np.int64)
     rows[firsts] = parents[firsts]
-    rows[rows < 0] = np.setdiff1d(np.arange(len(parents)), parents)
+    childless = np.ones(len(parents), np.bool_)
+    childless[parents] = False  # np.setdiff1d would import numpy.ma: half a MiB, once
+    rows[rows < 0] = np.flatnonzero(childless)
     return rows
 
 
@@ -291,7 +323,7 @@ class BeamSearch:
             _Picture(rules, limits, controls, longest) for longest in limits.max_new_tokens
         ]
         self._results = [Continuation() for _ in prompts]
-        self._step: _Logits | None = None
+        self._step: _Scored | None = None
 
     @property
     def results(self) -> Sequence[Continuation]:
@@ -302,7 +334,7 @@ class BeamSearch:
 
     def advance(self, logits: NDArray[np.float32]) -> Step | None:
         if self._step is None:
-            self._step = _Logits(logits, self._width)
+            self._step = _Scored(logits, self._width)
         self._step.read(logits, self._controls, self._history)
         rows = len(logits)
         tokens = np.full((rows, 1), self._limits.pad_token, np.int64)
@@ -324,21 +356,3 @@ class BeamSearch:
             self._history.reorder(parents)
             self._history.append(tokens[:, 0], lengths)
         return Step(tokens, lengths, parents)
-
-
-def log_softmax(
-    logits: NDArray[np.float32],
-    out: NDArray[np.float32] | None = None,
-    spare: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    """``[R, V]`` log-probabilities: float32 throughout, but for the sum of the denominator.
-
-    Args:
-        logits: ``[R, V]``.
-        out: where to write them.
-        spare: ``[R, V]`` room that is written over.
-    """
-    shifted: NDArray[np.float32] = np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
-    total = np.exp(shifted, out=spare).sum(axis=1, keepdims=True, dtype=np.float64)
-    shifted -= np.log(total).astype(np.float32)
-    return shifted

@@ -26,8 +26,10 @@ def test_ratio_and_share_by_hand() -> None:
 
 
 def test_growth_is_of_medians() -> None:
-    memory = Memory((100, 104, 300), (130, 110, 114), 8, 2, 50)
+    memory = Memory((100, 104, 300), (130, 110, 114), (7, 7, 7), (9, 8, 9), 4, 1, 1, 50)
     assert memory.growth == 10
+    assert memory.files == 2
+    assert memory.rest == 10 - 4 - 1 - 1 - 2
     found = report(memory)
     assert any("cross-attention" in line for line in found.lines())
     assert found.as_dict()["memory"]["growth"] == 10

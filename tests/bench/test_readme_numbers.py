@@ -39,7 +39,17 @@ def beams(folder: Path, others: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "ratio": {"estimate": 1.25, "low": 1.2, "high": 1.3},
-        "memory": {"growth": 9 * 2**20, "self_cache": 5 * 2**20},
+        "memory": {
+            name: value * 2**20
+            for name, value in {
+                "growth": 9,
+                "self_cache": 4,
+                "logits": 1,
+                "scores": 1,
+                "files": 2,
+                "rest": 1,
+            }.items()
+        },
         "moved_share": 0.004,
         "beams": 3,
         "others_before": others,
@@ -67,7 +77,7 @@ def test_a_changed_result_changes_the_readme(numbers: ModuleType, tmp_path: Path
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "1.25 × [1.20, 1.30]" in text
-    assert "9 MiB more memory" in text
+    assert "9.0 MiB more memory: 4.0 the beams' own cache, 2.0 their logits and scores" in text
     assert "busy" not in text
     assert run("--check", *paths).returncode == 0
     beams(results / "one", 0.5)

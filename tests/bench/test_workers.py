@@ -3,10 +3,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from primelens.bench import workers
 from primelens.bench.coldstart import sample_picture
+from primelens.bench.peers import worker
 from primelens.bench.system import Request
 from primelens.bench.workers import WorkerSystem
 from primelens.errors import EngineError
@@ -116,3 +118,16 @@ def test_primelens_and_transformers_say_the_same(
         good, bad = ours.answer([Request(0, picture), Request(1, str(broken))])
         assert good.error is None
         assert bad.error is not None
+
+
+def test_the_peak_can_count_anew() -> None:
+    worker.forget_peak()
+    low = worker.memory()
+    block = np.ones(16 * 2**20, np.uint8)
+    high = worker.memory()
+    assert high["peak"] - low["peak"] >= 15 * 2**20
+    if "anonymous" in high:  # Linux
+        assert high["anonymous"] - low["anonymous"] >= 15 * 2**20
+        del block
+        worker.forget_peak()
+        assert worker.memory()["peak"] <= high["peak"] - 15 * 2**20

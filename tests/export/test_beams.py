@@ -12,7 +12,7 @@ import torch
 
 import primelens
 from primelens import CaptionOptions, DecodingOptions
-from primelens.decoding.beam import log_softmax
+from primelens.ensemble import log_softmax
 from primelens.export.checkpoint import open_checkpoint
 from primelens.export.options import ExportOptions, GateOptions
 from primelens.export.pipeline import export_checkpoint

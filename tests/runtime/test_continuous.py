@@ -112,3 +112,17 @@ def test_an_error_ends_the_batch_and_frees_the_session(fake_bundle: FakeBundle) 
     with pytest.raises(OptionError):
         list(model.caption_batch([picture(1)], wrong))
     assert len(list(model.caption_batch([picture(1), picture(2)]))) == 2
+
+
+def test_a_single_slot_has_no_second_session(fake_bundle: FakeBundle) -> None:
+    model = primelens.load(fake_bundle.folder, engine=fake_bundle.engine)
+    head, built = model.head(), []
+    plain = head._build
+    head._build = lambda *shape: built.append(shape) or plain(*shape)  # type: ignore[method-assign,func-returns-value]
+    options = CaptionOptions(prompt="of the", decoding=DecodingOptions(num_beams=3))
+    assert (
+        len(list(model.caption_batch([picture(n) for n in range(4)], options, batch_size=1))) == 4
+    )
+    assert len(built) == 1
+    list(model.caption_batch([picture(n) for n in range(4)], options, batch_size=2))
+    assert len(built) == 2  # the two slots'; prompts go through the first, as ever

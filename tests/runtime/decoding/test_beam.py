@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,29 @@ def test_beams_equal_transformers_under_every_processor(
     assert [each.score for each in found] == pytest.approx(
         [s for _, s in wanted], rel=1e-6, abs=1e-5
     )
+
+
+def advanced(pictures: int, controls: Controls) -> tuple[int, bool]:
+    """Arrays of ``[3, V]`` float32 that a search needs at most at once in three steps of pictures,
+    and whether the logits were left as they were.
+    """
+    vocab, rows = 50_000, 3 * pictures
+    logits = np.random.default_rng(pictures).normal(size=(rows, vocab)).astype(np.float32)
+    before = logits.copy()
+    limits = Limits((), 0, (9,) * pictures)
+    search = BeamSearch([[1]] * pictures, limits, BeamRules(3), controls)
+    search.begin()
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            assert search.advance(logits) is not None
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return peak // (3 * vocab * 4), np.array_equal(logits, before)
+
+
+def test_a_search_keeps_one_pictures_scores_not_all() -> None:
+    assert advanced(8, Controls()) == (1, True)
+    processed = Controls((processors.RepetitionPenalty(1.2),))
+    assert advanced(1, processed) == (2, True)  # what processors change is an array of its own
