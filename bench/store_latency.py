@@ -6,8 +6,8 @@
 
 Prints medians and 95th percentiles for entries of three sizes and all stored dtypes: a hit on disk
 split into its parts, a hit in memory, a miss, keeping one, the key of a 200 KB JPEG, and a hit of
-the second tier. With ``--model``, also what a store costs that never hits: unique pictures, encoded
-with and without it, turn by turn.
+the second tier. With ``--model``, also what a store costs that never hits
+(`primelens.bench.store_loss`).
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ from PIL import Image
 
 from primelens.bench.environment import capture
 from primelens.bench.estimators import percentile
-from primelens.model import load
-from primelens.options import CacheOptions, CaptionOptions
+from primelens.bench.store_loss import BATCHES, Loss, throughput_loss
+from primelens.bench.store_loss import ROUNDS as LOSS_ROUNDS
+from primelens.options import CacheOptions
 from primelens.store import EmbeddingStore, EntryKey, Hit, StoredDtype
 from primelens.store.codec import stored
 from primelens.store.derived import DerivedTensors
 from primelens.store.entry_file import from_bytes
 
-__all__ = ["entry_costs", "key_costs", "second_tier_costs", "throughput_loss"]
+__all__ = ["entry_costs", "key_costs", "second_tier_costs"]
 
 SHAPES = ((64, 384), (197, 768), (577, 768))
-BATCH = 16  # pictures at once, where the loss is measured
-TURN = 3  # batches before the store is taken away, or given back
 COUNT = 60  # entries that are looked up in turn
 ROUNDS = 5
 
@@ -150,63 +149,6 @@ def second_tier_costs(layers: int, heads: int, length: int, width: int) -> Costs
     return {"keep": keep, "hit": fill}
 
 
-def throughput_loss(
-    bundle: str, folder: Path, rounds: int = 24, *, captions: bool = True
-) -> dict[str, dict[str, float]]:
-    """Milliseconds a picture for unique JPEGs, with and without a store that cannot hit.
-
-    In three uses: encoded one by one, encoded in batches, captioned in batches. One model does it
-    all, turn by turn with its store taken away: the idle threads of a second one would take the
-    cores from the first. A turn is a few batches, and ends when everything is written. The loss is
-    the median over the pairs of neighbouring turns.
-    """
-    model = load(bundle, cache=CacheOptions(folder, memory_bytes=0))
-    store = model._encoder.kept
-    assert store is not None
-    random = np.random.default_rng(0)
-    forced = CaptionOptions(max_new_tokens=16, min_new_tokens=16)
-    uses: dict[str, Callable[[list[bytes]], object]] = {
-        "encode one by one": lambda files: [model.encode(file) for file in files],
-        f"encode {BATCH} at once": lambda files: list(model.encode_batch(files, batch_size=BATCH)),
-    }
-    if captions and any(head.kind == "caption" for head in model.manifest.heads.values()):
-        uses[f"caption {BATCH} at once"] = lambda files: list(
-            model.caption_batch(files, forced, batch_size=BATCH)
-        )
-    costs: dict[str, dict[str, float]] = {}
-    for use, work in uses.items():
-        spent: dict[str, list[float]] = {"plain": [], "kept": []}
-        for number in range(-1, rounds):
-            files = {name: _unique(random) for name in spent}
-            for name in ("plain", "kept") if number % 2 else ("kept", "plain"):
-                model._encoder.kept = store if name == "kept" else None
-                begin = time.perf_counter()
-                work(files[name])
-                if name == "kept":  # what a thread still writes is no part of the other's time
-                    store.store._keeping.drain()
-                if number >= 0:
-                    spent[name].append((time.perf_counter() - begin) * 1e3 / len(files[name]))
-        pairs = zip(spent["plain"], spent["kept"], strict=True)
-        costs[use] = {
-            "plain_ms": percentile(spent["plain"], 50),
-            "kept_ms": percentile(spent["kept"], 50),
-            "loss": percentile([1 - plain / kept for plain, kept in pairs], 50),
-        }
-    model.close()
-    return costs
-
-
-def _unique(random: np.random.Generator) -> list[bytes]:
-    """JPEG files that nobody has seen, for a turn."""
-    files = []
-    for _ in range(TURN * BATCH):
-        small = Image.fromarray(random.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-        buffer = BytesIO()
-        small.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
-        files.append(buffer.getvalue())
-    return files
-
-
 def _print_costs(title: str, costs: Costs) -> None:
     print(f"\n{title}")
     for name, figures in costs.items():
@@ -219,9 +161,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="Where to keep; on the disk to be measured.")
     parser.add_argument("--model", help="A bundle, to measure the loss of a store that never hits.")
     parser.add_argument(
-        "--rounds", type=int, default=24, help=f"of the loss, each of {TURN} x {BATCH} pictures"
+        "--rounds", type=int, default=LOSS_ROUNDS, help="of the loss: pairs of turns, of each use"
     )
+    parser.add_argument("--batches", type=int, default=BATCHES, help="of the loss, in a turn")
     parser.add_argument("--encode-only", action="store_true", help="of the loss: no captions")
+    parser.add_argument(
+        "--alike", action="store_true", help="of the loss: both turns without a store"
+    )
     parser.add_argument("--loss-only", action="store_true", help="Measure nothing but that loss.")
     chosen = parser.parse_args()
     result: dict[str, Any] = {"environment": capture().as_dict()}
@@ -241,14 +187,8 @@ def main() -> None:
             result[title] = second_tier_costs(layers, heads, length, width)
             _print_costs(title, result[title])
         if chosen.model:
-            result["loss"] = throughput_loss(
-                chosen.model,
-                home / "never hits",
-                chosen.rounds,
-                captions=not chosen.encode_only,
-            )
-            for use, loss in result["loss"].items():
-                print(f"\nunique pictures, {use}: {loss}")
+            how = Loss(chosen.rounds, chosen.batches, not chosen.encode_only, chosen.alike)
+            result["loss"] = throughput_loss(chosen.model, home / "never hits", how)
     print(json.dumps(result))
 
 

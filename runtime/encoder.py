@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from primelens.bundle import Bundle
-from primelens.engine import Engine, Graph
+from primelens.engine import Array, Engine, Graph
 from primelens.errors import BundleError, EngineError, InputError, ModelNotFoundError
 from primelens.images import SourceImage, UndecodedImage, open_image
 from primelens.options import CacheOptions
@@ -28,8 +28,7 @@ from primelens.video import Video, chosen, read_frames
 
 if TYPE_CHECKING:
     from primelens.images import ImageSource
-    from primelens.store.kept import KeptTaps
-    from primelens.store.outcome import Miss
+    from primelens.store.kept import Kept, KeptTaps, Missing
 
 __all__ = [
     "Batch",
@@ -46,10 +45,12 @@ __all__ = [
 class Prepared:
     """A picture read and preprocessed, not yet encoded."""
 
-    __slots__ = ("miss", "pixels", "seconds", "source")
+    __slots__ = ("missing", "pixels", "seconds", "source")
 
-    def __init__(self, source: SourceImage, pixels: Any, seconds: float, miss: Miss | None) -> None:
-        self.source, self.pixels, self.seconds, self.miss = source, pixels, seconds, miss
+    def __init__(
+        self, source: SourceImage, pixels: Any, seconds: float, missing: Missing | None
+    ) -> None:
+        self.source, self.pixels, self.seconds, self.missing = source, pixels, seconds, missing
 
 
 class PreparedVideo:
@@ -78,7 +79,7 @@ class PreparedVideo:
                 tower=max(time.tower for time in times),
             ),
             cache=missed.cache,
-            cache_reason=missed.cache_reason,
+            missed=missed.missed,
             entries={
                 name: _digest_of([image.entries[name] for image in encoded])
                 for name in first.entries
@@ -149,22 +150,22 @@ class ImageEncoder:
     def _picture(self, image: ImageSource) -> Prepared | EncodedImage:
         start = time.perf_counter()
         opened = open_image(image)
-        miss = None
+        missing = None
         if self.kept:
             found = self.kept.find(opened)
             if isinstance(found, EncodedImage):
                 seconds = time.perf_counter() - start
                 return replace(found, timings=Timings(preprocess=seconds))
-            miss = found
+            missing = found
             if self.tower is None:
                 raise InputError(
-                    f"{opened.name} is not in the store {self.kept.store.path} ({miss}), and the "
-                    f"bundle {self._name!r} has no tower to encode it with.",
+                    f"{opened.name} is not in the store {self.kept.store.path} ({missing.why}), "
+                    f"and the bundle {self._name!r} has no tower to encode it with.",
                     remedy="Fill the store with the whole bundle: primelens encode --cache.",
                 )
         source = opened.decode() if isinstance(opened, UndecodedImage) else opened
         pixels = self.preprocessing(source)
-        return Prepared(source, pixels, time.perf_counter() - start, miss)
+        return Prepared(source, pixels, time.perf_counter() - start, missing)
 
     def batches(self, images: Iterable[ImageSource | EncodedImage], size: int) -> Iterator[Batch]:
         """Per batch: every picture as it was prepared, and the good ones encoded."""
@@ -233,21 +234,46 @@ class ImageEncoder:
                     f"The tower's output {name!r} is not finite.",
                     remedy="The weights hold NaN: run `primelens verify` on the bundle.",
                 )
+        rows = [
+            {name: _unchanging(values[row]) for name, values in taps.items()}
+            for row in range(len(items))
+        ]
+        kept = self._keep(items, rows)
         encoded = [
             EncodedImage(
-                taps={name: values[row].copy() for name, values in taps.items()},
+                taps=rows[row] if kept is None else kept[row].taps,
                 identities=self.identities,
                 source=item.source.digest,
                 size=item.source.size,
                 name=item.source.name,
                 timings=Timings(preprocess=item.seconds, tower=seconds),
+                cache="off" if kept is None else "miss",
+                missed=item.missing and item.missing.why,
+                entries={} if kept is None else kept[row].entries,
             )
             for row, item in enumerate(items)
         ]
-        if self.kept:
-            misses = [item.miss for item in items if item.miss]
-            encoded = self.kept.keep(encoded, misses, [item.source.frame for item in items])
         return {image.source: image for image in encoded}
+
+    def _keep(
+        self, items: Sequence[Prepared], rows: Sequence[Mapping[str, Array]]
+    ) -> list[Kept] | None:
+        """Keep what the tower says of pictures that were looked up; None where nothing is kept."""
+        if self.kept is None:
+            return None
+        looked_up = [
+            (item.missing, values, item.source.size)
+            for item, values in zip(items, rows, strict=True)
+            if item.missing is not None
+        ]
+        return self.kept.keep(looked_up) if len(looked_up) == len(items) else None
+
+
+def _unchanging(values: Array) -> Array:
+    """A copy that nobody may write to."""
+    copy = values.copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def _usable_cores() -> int:

@@ -57,7 +57,7 @@ class EncodedImage:
             and tower.
         cache: "hit" where it was kept and no tower ran, "miss" where it was encoded and kept, "off"
             where nothing is kept.
-        cache_reason: why it was a miss, in words.
+        missed: of a miss, what says why when it is made a string (`primelens.store.Miss`).
         entries: tap name → key of the kept entry; empty where nothing is kept.
         timestamps: of a video, its frames' presentation times in seconds; the taps have the frames
             as a first axis then. Empty for a picture.
@@ -70,13 +70,18 @@ class EncodedImage:
     name: str
     timings: Timings = field(default_factory=Timings)
     cache: Literal["off", "hit", "miss"] = "off"
-    cache_reason: str | None = None
+    missed: object | None = None
     entries: Mapping[str, str] = field(default_factory=dict)
     timestamps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for array in self.taps.values():
             array.setflags(write=False)
+
+    @property
+    def cache_reason(self) -> str | None:
+        """Why it was a miss, in words; the store looks for the reason when it is asked first."""
+        return None if self.missed is None else str(self.missed)
 
     @property
     def nbytes(self) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from primelens.store.key import StoredDtype
 
-__all__ = ["Stored", "stored"]
+__all__ = ["Stored", "stored", "unchangeable"]
 
 _LEVELS = 127
 _BLOCK = 2**15  # values; larger arrays are allocated and cleared anew by the system each time
@@ -116,9 +116,17 @@ def stored(values: NDArray[np.float32], dtype: StoredDtype) -> Stored:
         return _quantised(values)
     if dtype == "fp16" and peak < _HALF_OVERFLOW:
         return Stored(values.astype(np.float16))
+    return Stored(unchangeable(values))
+
+
+def unchangeable(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values in memory that nobody writes to: a copy, unless they lie in such memory."""
+    flags = values.flags
+    if flags.owndata and flags.c_contiguous and not flags.writeable:
+        return values
     copy = np.array(values, np.float32, order="C")
     copy.setflags(write=False)
-    return Stored(copy)
+    return copy
 
 
 def _quantised(values: NDArray[np.float32]) -> Stored:

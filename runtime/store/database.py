@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,8 @@ __all__ = [
     "Row",
     "connect",
     "enter",
+    "fates",
+    "of_sources",
     "remember",
     "row_of",
     "totals",
@@ -136,6 +138,29 @@ def remember(db: sqlite3.Connection, digest: str, reason: str) -> None:
     query = "INSERT OR REPLACE INTO gone (key, reason) VALUES (?, ?)"
     newest = db.execute(query, (digest, reason)).lastrowid or 0
     db.execute("DELETE FROM gone WHERE id <= ?", (newest - _REMEMBERED,))
+
+
+def fates(db: sqlite3.Connection, digests: Sequence[str]) -> dict[str, str]:
+    """Of keys that are gone, why."""
+    found = _of(db, "SELECT key, reason FROM gone WHERE key IN", digests)
+    return {str(key): str(reason) for key, reason in found}
+
+
+def of_sources(
+    db: sqlite3.Connection, sources: Sequence[str]
+) -> list[tuple[str | int | float, ...]]:
+    """Rows of pictures."""
+    return _of(db, "SELECT * FROM entries WHERE source IN", sources)
+
+
+def _of(
+    db: sqlite3.Connection, query: str, chosen: Sequence[str]
+) -> list[tuple[str | int | float, ...]]:
+    found: list[tuple[str | int | float, ...]] = []
+    for start in range(0, len(chosen), _AT_ONCE):
+        some = chosen[start : start + _AT_ONCE]
+        found += db.execute(f"{query} ({', '.join('?' * len(some))})", some).fetchall()
+    return found
 
 
 def _values(row: Row) -> tuple[str | int | float, ...]:

@@ -86,12 +86,13 @@ class Entry:
 def to_parts(entry: Entry) -> list[memoryview]:
     """The file's content, as buffers to be written one after the other."""
     arrays = {name: np.asarray(a, order="C") for name, a in entry.stored.arrays.items()}
-    head, key = entry.head, entry.head.key
-    layout = tuple((name, array.dtype, array.shape) for name, array in arrays.items())
-    named = (key.tower, key.variant, key.dtype, _SOURCE, key.frame)
-    errors = head.max_error, head.relative_error
-    text = _header_text(named, key.tap, head.size, errors, layout)
-    text = text.replace(b'"source":"%s"' % _SOURCE.encode(), b'"source":"%s"' % key.source.encode())
+    key = entry.head.key
+    layout = tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
+    before, after = _around_own(key.tower, key.tap, key.variant, key.dtype, layout)
+    text = before + _own_text(entry.head) + after
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEAD_BYTES - 8:
+        raise ValueError(f"the header would have {len(text)} bytes")
     opening = bytearray(len(text).to_bytes(8, "little") + text)
     # A view as bytes; of an array without elements there is none.
     parts = [memoryview(opening)]
@@ -100,28 +101,38 @@ def to_parts(entry: Entry) -> list[memoryview]:
     return parts
 
 
+def _own_text(head: Head) -> bytes:
+    """The part of the header that is an entry's own; JSON needs no escapes in it."""
+    frame = head.key.frame
+    return (
+        f'"source":"{head.key.source}",'
+        f'"frame":"{"" if frame is None else f"{frame.index} {frame.timestamp_ns}"}",'
+        f'"size":"{head.size[0]} {head.size[1]}",'
+        f'"max_error":"{head.max_error!r}","relative_error":"{head.relative_error!r}"'
+    ).encode()
+
+
 @lru_cache(maxsize=64)
-def _header_text(
-    named: tuple[str, str, StoredDtype, str, Frame | None],
+def _around_own(
+    tower: str,
     tap: str,
-    size: tuple[int, int],
-    errors: tuple[float, float],
-    layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
-) -> bytes:
-    """The header; entries of one tower often differ in their sources alone."""
-    head = Head(EntryKey(*named, tap=tap), size, *errors)
+    variant: str,
+    dtype: StoredDtype,
+    layout: tuple[tuple[str, str, tuple[int, ...]], ...],
+) -> tuple[bytes, bytes]:
+    """The header in front of an entry's own part and behind it, for all entries of one tower."""
+    head = Head(EntryKey(tower, variant, dtype, _SOURCE, tap=tap), (0, 0))
     header: dict[str, Any] = {"__metadata__": {"checksum": "0" * _DIGITS, **_metadata(head)}}
     offset = 0
-    for name, dtype, shape in layout:
-        kind = next(kind for kind, known in _NAMES.items() if known == dtype)
-        end = offset + math.prod(shape) * dtype.itemsize
+    for name, text, shape in layout:
+        numbers = np.dtype(text)
+        kind = next(kind for kind, known in _NAMES.items() if known == numbers)
+        end = offset + math.prod(shape) * numbers.itemsize
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
-    if len(text) > HEAD_BYTES - 8:
-        raise ValueError(f"the header would have {len(text)} bytes")
-    return text
+    whole = json.dumps(header, separators=(",", ":")).encode("ascii")
+    before, after = whole.split(_own_text(head))
+    return before, after
 
 
 def from_bytes(content: bytes, digest: str | None = None) -> Entry:

@@ -11,10 +11,11 @@
         quarantine/         files that failed their check, evicted before anything else
 
 Every path is resolved relative to the opened folder, one component at a time, and no component may
-be a link. The folder and its inner ones are opened and checked once; those of the fan-out with each
-use, which costs less than to hold 256 of them. A file is written under a temporary name and
-renamed, so a reader sees all of it or nothing; it is *not* fsynced, because an entry can be
-computed again and its checksum tells a torn file from a whole one.
+be a link, but for the question whether an entry is there. The folder and its inner ones are opened
+and checked once; those of the fan-out with each use, which costs less than to hold 256 of them. A
+file is written under a temporary name and renamed, so a reader sees all of it or nothing; it is
+*not* fsynced, because an entry can be computed again and its checksum tells a torn file from a
+whole one.
 
 A file in ``writers/`` lists the entries that its writer has written, or is about to, since it last
 told the index, so that they are found when it dies: `primelens.store.writers`.
@@ -26,6 +27,8 @@ import errno
 import os
 import secrets
 import stat
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +54,8 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _NO_LINK
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS
+_TOP_FOLDER = 0x00020000  # FS_TOPDIR_FL; `chattr +T`
 _LARGEST = 2**31  # bytes of a file that is read at all
 
 
@@ -74,13 +79,14 @@ class StoreFolder:
         try:
             if writable:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileExistsError):
-                    path.mkdir(mode=0o700)
+            made = writable and _made(path)
             self._root = os.open(path, _FOLDER)
         except OSError as error:
             raise StoreError(_cannot_open(path, error), remedy="Give another folder.") from error
         try:
             _refuse_foreign(path, os.fstat(self._root))
+            if made:
+                _spread(self._root)
             if writable:
                 for name in (ENTRIES, INDEX, QUARANTINE, TEMPORARY, WRITERS):
                     self._make_folder(name)
@@ -104,10 +110,7 @@ class StoreFolder:
             FileNotFoundError: there is none.
             OSError: it cannot be read, is a link, or no regular file with one name (ELOOP).
         """
-        home, prefix = self._inside(ENTRIES), digest[:2]
-        if not os.access(f"{prefix}/{digest}{SUFFIX}", os.F_OK, dir_fd=home):
-            raise FileNotFoundError(errno.ENOENT, "no such entry", digest)
-        folder = self._open_inner(home, prefix)
+        folder = self._open_inner(self._inside(ENTRIES), digest[:2])
         try:
             descriptor = os.open(digest + SUFFIX, _READ, dir_fd=folder)
         finally:
@@ -128,13 +131,9 @@ class StoreFolder:
             os.close(descriptor)
 
     def has(self, digest: str) -> bool:
-        """Whether an entry has a file."""
-        try:
-            with self._fan_out(digest) as folder:
-                os.stat(digest + SUFFIX, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        """Whether an entry seems to have a file; only `read` sees that no link leads to it."""
+        path = f"{digest[:2]}/{digest}{SUFFIX}"
+        return os.access(path, os.F_OK, dir_fd=self._inside(ENTRIES))
 
     def write(self, digest: str, parts: Sequence[memoryview], name: str) -> None:
         """Write an entry's file, in place of any that is there.
@@ -294,6 +293,33 @@ class StoreFolder:
             with suppress(FileExistsError):
                 os.mkdir(prefix, 0o700, dir_fd=home)
             return self._open_inner(home, prefix)
+
+
+def _made(path: Path) -> bool:
+    """Make a folder; whether it was not there."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _spread(folder: int) -> None:
+    """Have ext4 look for a place for the inner folders that is not simply their parent's.
+
+    Files are created in the block group of their folder. Where thousands were deleted during the
+    last minutes, by whomever, each creation takes 0.6 ms in place of 0.03. Other file systems know
+    nothing of it, and need not.
+    """
+    if sys.platform != "linux" or sys.maxsize < 2**32:
+        return
+    import fcntl
+
+    flags = array("i", [0])
+    with suppress(OSError):
+        fcntl.ioctl(folder, _GET_FLAGS, flags)
+        flags[0] |= _TOP_FOLDER
+        fcntl.ioctl(folder, _SET_FLAGS, flags)
 
 
 def _foreign(status: os.stat_result) -> bool:

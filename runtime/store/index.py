@@ -32,12 +32,15 @@ from primelens.store.database import (
     Row,
     connect,
     enter,
+    fates,
+    of_sources,
     remember,
     row_of,
     totals,
     touch,
 )
 from primelens.store.folder import INDEX, StoreFolder
+from primelens.store.key import EntryKey
 from primelens.store.writers import DeadWriters
 
 __all__ = ["Index", "Report", "Row"]
@@ -156,15 +159,14 @@ class Index:
 
         self._transaction(work)
 
-    def history(self, digest: str, source: str) -> tuple[str | None, list[Row]]:
-        """Why a key is gone ("evicted", "corrupt"), if that is remembered; its picture's rows."""
-        query = (
-            "SELECT reason, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM gone WHERE key = ? "
-            "UNION ALL SELECT * FROM entries WHERE source = ?"
+    def histories(self, keys: Sequence[EntryKey]) -> tuple[dict[str, str], list[Row]]:
+        """Why keys are gone ("evicted", "corrupt"), if that is remembered; their pictures' rows."""
+        return self._safely(
+            lambda db: (
+                fates(db, [key.digest for key in keys]),
+                _rows(of_sources(db, sorted({key.source for key in keys}))),
+            )
         )
-        found = self._safely(lambda db: db.execute(query, (digest, source)).fetchall())
-        gone = [values[0] for values in found if values[8] == 0]
-        return (gone[0] if gone else None), _rows(v for v in found if v[8] != 0)
 
     def rows(self) -> list[Row]:
         """All rows; the most recently used first."""
@@ -186,7 +188,8 @@ class Index:
         """Enter rows, but not those whose files left meanwhile."""
         there = [row for row in rows if self._folder.has(row.key.digest)]
         enter(db, there)
-        db.executemany("DELETE FROM gone WHERE key = ?", [(row.key.digest,) for row in there])
+        if db.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()[0]:
+            db.executemany("DELETE FROM gone WHERE key = ?", [(row.key.digest,) for row in there])
 
     def _replaced(self, db: sqlite3.Connection, coming: Row) -> int:
         """Bytes that an entry has now, at most those it will have; it counts as used."""

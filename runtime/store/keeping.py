@@ -1,10 +1,12 @@
-"""Writing entries, at once or behind the caller's back.
+"""Writing entries, at once or later.
 
-`Keeping.keep_later` hands entries to a thread of its own, which measures the error of storing them,
-makes their files' content and writes it, while the caller goes on to the next picture. The queue is
-bounded: a caller that is faster than the disk waits. Entries are written several at a time. What is
-still queued when the process is killed is not kept; when it ends, or closes the store, it is waited
-for.
+What is given to `Keeping.keep_later` waits in memory until there is enough of it to be worth
+writing, which is then done in one go by the caller who brought the last of it: in between the
+tower's weights have passed through the processor's caches, so that the code which writes has to
+come from memory for the first entry only, and a thread that wrote beside the tower would take more
+time from it than that. What has waited for a second is written by a thread. What waits is found by
+`Keeping.queued`. When the process is killed it is not kept; when it ends, or closes the store, it
+is written.
 """
 
 from __future__ import annotations
@@ -12,81 +14,68 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sqlite3
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from primelens.store.codec import Stored
 from primelens.store.database import Row
-from primelens.store.entry_file import Entry, to_parts
-from primelens.store.ledger import Ledger
+from primelens.store.entry_file import Entry, Head, to_parts
+from primelens.store.key import EntryKey, LazyKey
+from primelens.store.ledger import Ledger, Ready
+from primelens.store.tally import Tally
 
-__all__ = ["Keeping", "Tally", "Unmeasured"]
+__all__ = ["Keeping", "Unmeasured"]
 
 logger = logging.getLogger("primelens.store")
 
-_MOST_QUEUED = 64
-_AT_ONCE = 16  # entries that are worth waking for: the code is cold for the first of them only
-_SECONDS = 0.1  # that fewer wait
+_AT_ONCE = 64  # entries that are worth writing
+_BYTES_AT_ONCE = 2**22
+_SECONDS = 1.0  # that fewer wait
 
 
-class Tally:
-    """Counters of one process, and the faults that it has told of."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._counts: Counter[str] = Counter()
-        self._noticed: set[str] = set()
-        self._lock = threading.Lock()
-
-    def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter."""
-        with self._lock:
-            self._counts[name] += by
-
-    def counts(self) -> Counter[str]:
-        """All counters, as they are now."""
-        with self._lock:
-            return Counter(self._counts)
-
-    def notice(self, error: OSError | sqlite3.Error) -> None:
-        """Log a fault; loudly the first time."""
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        with self._lock:
-            known = text in self._noticed
-            self._noticed.add(text)
-        level = logging.DEBUG if known else logging.WARNING
-        logger.log(level, "%s: embeddings are not kept or not found: %s", self._path, text)
-
-
-@dataclass
 class Unmeasured:
     """An entry that is to be written.
 
+    Args:
+        key: what it is filed under.
+        size: (width, height) of the picture in pixels.
+        stored: its values.
+        values: that the error of storing is measured against, where there is one; nobody may change
+            them any more.
+        head: in place of key and size, where the errors are known already.
+
     Attributes:
-        entry: without its errors, if there are ``values``.
-        values: that the error of storing is measured against; nobody may change them any more.
-        used: when (ns) it was given to be kept, or used since.
+        given: when (ns) it was given to be kept.
+        used: when it was used since.
     """
 
-    entry: Entry
-    values: NDArray[np.float32] | None = None
-    used: int = field(default_factory=time.time_ns)
+    __slots__ = ("given", "head", "key", "nbytes", "size", "stored", "used", "values")
+
+    def __init__(
+        self,
+        key: EntryKey | LazyKey,
+        size: tuple[int, int],
+        stored: Stored,
+        values: NDArray[np.float32] | None = None,
+        head: Head | None = None,
+    ) -> None:
+        self.key, self.size, self.stored, self.values, self.head = key, size, stored, values, head
+        self.nbytes = stored.values.nbytes + (0 if values is None else values.nbytes)
+        self.given, self.used = time.time_ns(), 0
 
     def measured(self) -> Entry:
         """The entry with its errors."""
-        if self.values is None:
-            return self.entry
-        largest, relative = self.entry.stored.error(self.values)
-        head = replace(self.entry.head, max_error=largest, relative_error=relative)
-        return replace(self.entry, head=head)
+        if self.head is not None:
+            return Entry(self.head, self.stored)
+        errors = (0.0, 0.0) if self.values is None else self.stored.error(self.values)
+        return Entry(Head(self.key.whole, self.size, *errors), self.stored)
 
 
 class Keeping:
@@ -104,11 +93,13 @@ class Keeping:
         _ALIVE.add(self)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._queue: deque[Unmeasured] = deque()  # the first is being written
+        self._changed = threading.Condition()  # the queue
+        self._writing = threading.Lock()  # whose turn it is to write
+        self._queue: deque[Unmeasured] = deque()
+        self._latest: dict[str, Unmeasured] = {}  # of the queued with one key
+        self._bytes = 0
         self._thread: threading.Thread | None = None
-        self._closed = False
-        self._hurried = 0  # callers that wait
+        self._idle = self._closed = False  # the thread is, or has to be
 
     def keep(self, entries: Sequence[Unmeasured]) -> bool:
         """Write entries now, after those that are queued.
@@ -119,52 +110,52 @@ class Keeping:
         return self._keep(entries)
 
     def _keep(self, entries: Sequence[Unmeasured]) -> bool:
-        kept = 0
+        ready = []
         for entry in entries:
             try:
-                self._write(entry.measured(), entry.used)
-                kept += 1
-            except (OSError, sqlite3.Error) as error:
+                ready.append(self._ready(entry))
+            except OSError as error:
                 self._tally.notice(error)
+        kept, evicted = self._ledger.write(ready, self._tally.notice)
         self._tally.count("kept", kept)
         self._tally.count("not_kept", len(entries) - kept)
+        self._tally.count("evicted", evicted)
         return kept == len(entries)
 
     def keep_later(self, entries: Sequence[Unmeasured]) -> None:
-        """Have them written by the thread, in their order."""
+        """Have them written some time, in their order."""
+        if not entries:
+            return
         with self._changed:
-            if self._thread is None and entries:
+            for entry in entries:
+                self._queue.append(entry)
+                self._latest[entry.key.digest] = entry
+                self._bytes += entry.nbytes
+            if self._thread is None:
                 self._thread = threading.Thread(
-                    target=self._write_queued, name="primelens-store", daemon=True
+                    target=self._write_what_waits, name="primelens-store", daemon=True
                 )
                 self._thread.start()
-            for entry in entries:
-                if len(self._queue) >= _MOST_QUEUED:
-                    self._wait_for(_MOST_QUEUED - _AT_ONCE)
-                self._queue.append(entry)
-                if len(self._queue) in (1, _AT_ONCE):
-                    self._changed.notify_all()
+            elif self._idle:
+                self._changed.notify_all()
+        while len(self._queue) >= _AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
+            self._write_some()
 
-    def is_queued(self, digest: str) -> bool:
-        """Whether an entry waits to be written."""
-        if not self._queue:
-            return False
-        with self._changed:
-            return any(queued.entry.head.key.digest == digest for queued in self._queue)
+    def queued(self, digest: str) -> Unmeasured | None:
+        """An entry that waits to be written; it counts as used."""
+        found = self._latest.get(digest)
+        if found is not None:
+            found.used = time.time_ns()
+        return found
 
-    def use(self, digest: str) -> None:
-        """Note that an entry was used, if it is queued."""
-        if self._queue:
-            with self._changed:
-                for queued in self._queue:
-                    if queued.entry.head.key.digest == digest:
-                        queued.used = time.time_ns()
+    def given(self) -> list[tuple[EntryKey, int]]:
+        """Keys of what is queued, and when (ns) each was given to be kept."""
+        return [(queued.key.whole, queued.given) for queued in self._queue.copy()]
 
     def drain(self) -> None:
-        """Wait until everything is written."""
-        if self._queue:
-            with self._changed:
-                self._wait_for(0)
+        """Write what is queued."""
+        while self._queue:
+            self._write_some()
 
     def close(self) -> None:
         """`drain`, and end the thread."""
@@ -176,47 +167,49 @@ class Keeping:
         if thread is not None:
             thread.join()
 
-    def _wait_for(self, most: int) -> None:
-        """Until at most so many are queued."""
-        self._hurried += 1
-        self._changed.notify_all()
-        while len(self._queue) > most:
-            self._changed.wait()
-        self._hurried -= 1
+    def _write_some(self) -> None:
+        """Write the first entries of the queue, after those that are being written."""
+        with self._writing:
+            some = list(islice(self._queue.copy(), _AT_ONCE))
+            try:
+                self._keep(some)
+            finally:  # a mistake of ours must not make everybody try for ever
+                with self._changed:
+                    for entry in some:
+                        self._queue.popleft()
+                        self._bytes -= entry.nbytes
+                        if self._latest.get(entry.key.digest) is entry:
+                            del self._latest[entry.key.digest]
 
-    def _write_queued(self) -> None:
+    def _write_what_waits(self) -> None:
         while True:
             with self._changed:
-                while not self._queue:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                self._changed.wait_for(
-                    lambda: self._hurried or self._closed or len(self._queue) >= _AT_ONCE, _SECONDS
-                )
-                some = list(self._queue)
-            for entry in some:
-                self._write_first(entry)
+                self._idle = True
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                self._idle = False
+                if self._changed.wait_for(lambda: self._closed, self._rest()):
+                    return
+                late = self._queue and self._rest() == 0.0
+            if late:
+                try:
+                    self._write_some()
+                except Exception:
+                    logger.exception("entries could not be written")
 
-    def _write_first(self, entry: Unmeasured) -> None:
-        try:
-            self._keep([entry])
-        except Exception:  # a mistake of ours must not make everybody wait for ever
-            logger.exception("an entry could not be written")
-        with self._changed:
-            self._queue.popleft()
-            if self._hurried:
-                self._changed.notify_all()
+    def _rest(self) -> float:
+        """Seconds until the first of the queue has waited long enough."""
+        waited = (time.time_ns() - self._queue[0].given) / 1e9 if self._queue else _SECONDS
+        return min(max(0.0, _SECONDS - waited), _SECONDS)
 
-    def _write(self, entry: Entry, used: int) -> None:
-        parts = to_parts(entry)
+    def _ready(self, entry: Unmeasured) -> Ready:
+        measured = entry.measured()
+        parts = to_parts(measured)
         size = sum(part.nbytes for part in parts)
         if size > self._cap:
             raise OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap")
-        head = entry.head
-        evicted = self._ledger.write(Row(head.key, size, used, head.relative_error), parts)
-        if evicted:
-            self._tally.count("evicted", evicted)
+        head = measured.head
+        row = Row(head.key, size, max(entry.given, entry.used), head.relative_error)
+        return Ready(row, parts, entry.given)
 
 
 _ALIVE: weakref.WeakSet[Keeping] = weakref.WeakSet()
@@ -226,19 +219,21 @@ _AT_REST: list[Keeping] = []
 def _before_fork() -> None:
     """A process is forked while no thread of a store holds a lock that the child would miss."""
     for keeping in list(_ALIVE):
+        keeping._writing.acquire()
         keeping._changed.acquire()
-        keeping._wait_for(0)
         _AT_REST.append(keeping)
 
 
 def _after_fork_in_parent() -> None:
     while _AT_REST:
-        _AT_REST.pop()._changed.release()
+        keeping = _AT_REST.pop()
+        keeping._changed.release()
+        keeping._writing.release()
 
 
 def _after_fork_in_child() -> None:
     while _AT_REST:
-        _AT_REST.pop()._reset()  # the thread was not inherited
+        _AT_REST.pop()._reset()  # the thread was not inherited, and what waits is the parent's
 
 
 if hasattr(os, "register_at_fork"):

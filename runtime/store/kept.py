@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,11 @@ from primelens.manifest import TowerSpec
 from primelens.options import CacheOptions
 from primelens.results import EncodedImage
 from primelens.store.derived import DerivedTensors
-from primelens.store.key import EntryKey, Frame
+from primelens.store.key import Frame, LazyKey, TapKeys
 from primelens.store.outcome import Hit, Miss, StoreStats
 from primelens.store.store import EmbeddingStore
 
-__all__ = ["KeptTaps", "open_kept"]
+__all__ = ["Kept", "KeptTaps", "Missing", "open_kept"]
 
 T = TypeVar("T")
 _TapValues = Mapping[str, NDArray[np.float32]]
@@ -36,6 +37,20 @@ def open_kept(tower: TowerSpec, options: CacheOptions | None) -> KeptTaps | None
     return KeptTaps(tower, EmbeddingStore(options), DerivedTensors(options.derived_bytes))
 
 
+class Missing(NamedTuple):
+    """A picture that is not kept: why, and tap name → what it will be filed under."""
+
+    why: Miss
+    keys: dict[str, LazyKey]
+
+
+class Kept(NamedTuple):
+    """Of a picture that was encoded, tap name → values as a hit gives them, and → entry's key."""
+
+    taps: dict[str, NDArray[np.float32]]
+    entries: dict[str, str]
+
+
 @dataclass(frozen=True)
 class KeptTaps:
     """Looks pictures up, and keeps what the tower says about the others; safe for threads.
@@ -50,16 +65,16 @@ class KeptTaps:
     store: EmbeddingStore
     derived: DerivedTensors
 
-    def find(self, image: SourceImage | UndecodedImage) -> EncodedImage | Miss:
+    def find(self, image: SourceImage | UndecodedImage) -> EncodedImage | Missing:
         """The picture as it was encoded before, or why there is nothing."""
         keys = self._keys(image.digest, getattr(image, "frame", None))
         found: dict[str, Hit] = {}
         for name, key in keys.items():
             result = self.store.get(key)
             if isinstance(result, Miss):
-                return result
+                return Missing(result, keys)
             if result.values.shape != self.tower.taps[name].shape:
-                return Miss("corrupt")
+                return Missing(Miss("corrupt"), keys)
             found[name] = result
         return EncodedImage(
             taps={name: hit.values for name, hit in found.items()},
@@ -71,39 +86,28 @@ class KeptTaps:
             entries={name: key.digest for name, key in keys.items()},
         )
 
-    def keep(
-        self,
-        images: Sequence[EncodedImage],
-        misses: Sequence[Miss],
-        frames: Sequence[tuple[str, Frame] | None] | None = None,
-    ) -> list[EncodedImage]:
-        """Keep what the tower said; the results hold what a later hit will hold.
+    def keep(self, fresh: Sequence[tuple[Missing, _TapValues, tuple[int, int]]]) -> list[Kept]:
+        """Keep what the tower said; returned is what a later hit will hold.
 
         Args:
-            images: fresh from the tower.
-            misses: what `find` said about each.
-            frames: of frames of a video, the file's digest and which one each is.
+            fresh: of each picture, what `find` said; tap name → values, all finite and never
+                changed any more; its (width, height) in pixels.
         """
-        frames = frames or [None] * len(images)
-        keys = [self._keys(i.source, frame) for i, frame in zip(images, frames, strict=True)]
         items = [
-            (key, values, image.size)
-            for image, named in zip(images, keys, strict=True)
-            for key, values in _paired(named, image.taps)
+            (key, values[name], size)
+            for missing, values, size in fresh
+            for name, key in missing.keys.items()
         ]
         try:
-            restored = iter(self.store.put_all(items, later=True))
+            restored = iter(self.store.put_all(items, later=True, checked=True))
         except ValueError as error:
             raise EngineError(f"The tower's output cannot be kept: {error}.") from error
         return [
-            replace(
-                image,
-                taps={name: next(restored) for name in named},
-                cache="miss",
-                cache_reason=str(miss),
-                entries={name: key.digest for name, key in named.items()},
+            Kept(
+                {name: next(restored) for name in missing.keys},
+                {name: key.digest for name, key in missing.keys.items()},
             )
-            for image, named, miss in zip(images, keys, misses, strict=True)
+            for missing, _, _ in fresh
         ]
 
     def stats(self) -> StoreStats:
@@ -111,23 +115,15 @@ class KeptTaps:
         tensors = self.derived
         return replace(self.store.stats(), derived_hits=tensors.hits, derived_misses=tensors.misses)
 
-    def _keys(self, source: str, frame: tuple[str, Frame] | None = None) -> dict[str, EntryKey]:
+    def _keys(self, source: str, frame: tuple[str, Frame] | None = None) -> dict[str, LazyKey]:
         """The keys of a picture; of a frame, those of its place in the video's file."""
         file, place = frame or (source, None)
+        return {name: LazyKey(tap, file, place) for name, tap in self._taps.items()}
+
+    @cached_property
+    def _taps(self) -> dict[str, TapKeys]:
+        dtype = self.store.options.dtype
         return {
-            name: EntryKey(
-                tower=tap.identity,
-                variant=self.tower.variant,
-                dtype=self.store.options.dtype,
-                source=file,
-                frame=place,
-                tap=name,
-            )
+            name: TapKeys(tap.identity, self.tower.variant, dtype, name)
             for name, tap in self.tower.taps.items()
         }
-
-
-def _paired(
-    keys: Mapping[str, EntryKey], taps: _TapValues
-) -> list[tuple[EntryKey, NDArray[np.float32]]]:
-    return [(key, taps[name]) for name, key in keys.items()]

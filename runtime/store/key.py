@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from primelens.schema import canonical_json
 
-__all__ = ["KEY_VERSION", "EntryKey", "Frame", "StoredDtype"]
+__all__ = ["KEY_VERSION", "EntryKey", "Frame", "LazyKey", "StoredDtype", "TapKeys"]
 
 KEY_VERSION = 1
 
@@ -97,6 +97,11 @@ class EntryKey:
         before, after = _around_source(self.tower, self.variant, self.dtype, self.frame)
         return hashlib.sha256(before + self.source.encode() + after).hexdigest()
 
+    @property
+    def whole(self) -> EntryKey:
+        """This key; what `LazyKey.whole` puts together."""
+        return self
+
     def differing(self, other: EntryKey) -> tuple[str, ...]:
         """Names of the parts in which two keys differ.
 
@@ -109,6 +114,70 @@ class EntryKey:
             if getattr(self, name) != getattr(other, name)
         ]
         return tuple("tap" if p == "tower" and self.tap != other.tap else p for p in parts)
+
+
+class LazyKey:
+    """A key of which most callers need the digest alone; its parts are put together on request.
+
+    Args:
+        tap: the keys that it is one of.
+        source: digest of the picture or of the video's file.
+        frame: which frame of a video.
+
+    Attributes:
+        digest: what `EntryKey.digest` will be.
+    """
+
+    __slots__ = ("_frame", "_source", "_tap", "_whole", "digest")
+
+    def __init__(self, tap: TapKeys, source: str, frame: Frame | None = None) -> None:
+        self._tap, self._source, self._frame = tap, source, frame
+        self._whole: EntryKey | None = None
+        before, after = tap.around if frame is None else tap.around_frame(frame)
+        self.digest = hashlib.sha256(before + source.encode() + after).hexdigest()
+
+    @property
+    def dtype(self) -> StoredDtype:
+        """What the values are stored as."""
+        return self._tap.dtype
+
+    @property
+    def whole(self) -> EntryKey:
+        """The key with its parts; raises ValueError as `EntryKey` does."""
+        if self._whole is None:
+            self._whole = self._tap.key(self._source, self._frame, self.digest)
+        return self._whole
+
+
+@dataclass(frozen=True)
+class TapKeys:
+    """What the keys of all pictures have in common at one tap; see `EntryKey`."""
+
+    tower: str
+    variant: str
+    dtype: StoredDtype
+    tap: str
+
+    @cached_property
+    def around(self) -> tuple[bytes, bytes]:
+        """A picture's document in front of the source's digest and behind it."""
+        return _around_source(self.tower, self.variant, self.dtype, None)
+
+    def around_frame(self, frame: Frame) -> tuple[bytes, bytes]:
+        """That of a frame of a video."""
+        return _around_source(self.tower, self.variant, self.dtype, frame)
+
+    @cached_property
+    def _any(self) -> EntryKey:
+        return EntryKey(self.tower, self.variant, self.dtype, _SOURCE, tap=self.tap)
+
+    def key(self, source: str, frame: Frame | None, digest: str) -> EntryKey:
+        """A key whose digest is known; of its parts only the source has not been checked yet."""
+        if not _DIGEST.fullmatch(source):
+            raise ValueError(f"source {source!r} is not a SHA-256 in hexadecimal")
+        key = object.__new__(EntryKey)
+        vars(key).update(vars(self._any), source=source, frame=frame, digest=digest)
+        return key
 
 
 @lru_cache(maxsize=256)

@@ -16,21 +16,39 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from primelens.store.database import Row
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Report
+from primelens.store.key import EntryKey
 from primelens.store.writers import Writer
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Ready"]
 
 _MOST_ENTRIES = 512
 _MOST_USES = 256
 _SECONDS = 10.0
 _SHARE = 64  # a writer has at most this part of the cap set apart
 _MOST_BYTES = 16 * 2**20  # so that a hundred writers do not fill a store with what they may need
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An entry that can be written.
+
+    Attributes:
+        row: what the index will be told.
+        parts: the file's content.
+        given: when (ns) it was given to be kept.
+    """
+
+    row: Row
+    parts: Sequence[memoryview]
+    given: int
 
 
 class Ledger:
@@ -40,12 +58,17 @@ class Ledger:
         folder: the store's folder, writable.
         index: its index.
         cap: bytes of all entries together.
+
+    Attributes:
+        lock: is held whenever files are written or the index is told.
+        before_telling: is called each time before the index is told.
     """
 
     def __init__(self, folder: StoreFolder, index: Index, cap: int) -> None:
         self._folder, self._index, self._cap = folder, index, cap
         self._spare = min(_MOST_BYTES, cap // _SHARE)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.before_telling: Callable[[], None] = lambda: None
         self._uses_lock = threading.Lock()
         self._writer: Writer | None = None
         self._begin()
@@ -54,30 +77,66 @@ class Ledger:
         self._process = os.getpid()
         self._room = 0
         self._granted_by = -1  # which database set the room apart
-        self._wrote: dict[str, Row] = {}
-        self._of_source: dict[str, list[Row]] = {}
+        self._wrote: dict[str, Ready] = {}
         self._used: dict[str, int] = {}
         self._told = time.monotonic()
 
-    def write(self, row: Row, parts: Sequence[memoryview]) -> int:
-        """Write an entry's file; returns how many other entries left to make room.
+    def write(
+        self, entries: Sequence[Ready], notice: Callable[[OSError | sqlite3.Error], None]
+    ) -> tuple[int, int]:
+        """Write entries' files.
 
-        Raises:
-            OSError, sqlite3.Error: the disk or the index fails; the entry is not kept.
+        Args:
+            entries: in the order in which they are written.
+            notice: is told of a disk or an index that fails, which costs that entry alone.
+
+        Returns:
+            How many are written; how many other entries left to make room.
         """
-        digest = row.key.digest
-        with self._lock:
-            writer = self._enlisted()
-            evicted = self._make_room(row)
-            name = writer.announce(digest)
+        kept = evicted = 0
+        rest = deque(entries)
+        with self.lock:
+            while rest:
+                try:
+                    writer = self._enlisted()
+                    evicted += self._make_room(rest[0].row)
+                except (OSError, sqlite3.Error) as error:
+                    notice(error)
+                    rest.popleft()
+                    continue
+                run = [rest.popleft()]
+                while rest and self._has_room(rest[0].row, len(run)):
+                    self._room -= rest[0].row.size
+                    run.append(rest.popleft())
+                kept += self._write_run(writer, run, notice)
+        return kept, evicted
+
+    def _write_run(
+        self,
+        writer: Writer,
+        run: Sequence[Ready],
+        notice: Callable[[OSError | sqlite3.Error], None],
+    ) -> int:
+        """Write entries that there is room for; how many are written."""
+        failed = 0
+        try:
+            names = writer.announce([entry.row.key.digest for entry in run])
+        except OSError as error:
+            notice(error)
+            self._room += sum(entry.row.size for entry in run)
+            return 0
+        for entry, name in zip(run, names, strict=True):
+            digest = entry.row.key.digest
             try:
-                self._folder.write(digest, parts, name)
-            except BaseException:
-                self._room += row.size
-                raise
-            self._wrote[digest] = row
-            self._of_source.setdefault(row.key.source, []).append(row)
-        return evicted
+                self._folder.write(digest, entry.parts, name)
+            except OSError as error:
+                notice(error)
+                self._room += entry.row.size
+                failed += 1
+            else:
+                before = self._wrote.get(digest)
+                self._wrote[digest] = replace(entry, given=before.given) if before else entry
+        return len(run) - failed
 
     def use(self, digest: str) -> bool:
         """Note that an entry was used; whether the index should be told."""
@@ -85,10 +144,10 @@ class Ledger:
             self._used[digest] = time.time_ns()
             return len(self._used) >= _MOST_USES or self._late()
 
-    def rows(self, source: str) -> list[Row]:
-        """Of the entries of one picture that the index does not know yet."""
-        with self._lock:
-            return [row for row in self._of_source.get(source, ()) if row.key.digest in self._wrote]
+    def given(self) -> list[tuple[EntryKey, int]]:
+        """Keys that the index does not know yet, and when (ns) each was given to be kept."""
+        with self.lock:
+            return [(entry.row.key, entry.given) for entry in self._wrote.values()]
 
     def tell(self) -> None:
         """Tell the index everything, and give back what is set apart.
@@ -96,14 +155,14 @@ class Ledger:
         Raises:
             OSError, sqlite3.Error: the index fails; what it does not know stays noted.
         """
-        with self._lock:
+        with self.lock:
             self._abandon_after_fork()
             if self._wrote or self._used or self._room:
                 self._tell(None)
 
     def close(self) -> None:
         """Tell the index, if it can be told, and leave."""
-        with self._lock:
+        with self.lock:
             self._abandon_after_fork()
             try:
                 self.tell()
@@ -133,20 +192,25 @@ class Ledger:
         return time.monotonic() - self._told > _SECONDS
 
     def _make_room(self, row: Row) -> int:
-        granted = row.size <= self._room and self._granted_by == self._index.found
-        if granted and len(self._wrote) < _MOST_ENTRIES and not self._late():
+        granted = self._has_room(row) and self._granted_by == self._index.found
+        if granted and not self._late():
             self._room -= row.size
             return 0
         return self._tell(row)
 
+    def _has_room(self, row: Row, others: int = 0) -> bool:
+        """Whether what is set apart suffices for an entry after ``others`` more."""
+        return row.size <= self._room and len(self._wrote) + others < _MOST_ENTRIES
+
     def _tell(self, coming: Row | None) -> int:
         """One transaction; returns how many entries were evicted."""
+        self.before_telling()
         later = "" if coming is None else coming.key.digest  # it has no row that could be touched
         with self._uses_lock:
             used, self._used = self._used, {k: n for k, n in self._used.items() if k == later}
         report = Report(
             writer=self._writer.name if self._writer is not None else "",
-            wrote=list(self._wrote.values()),
+            wrote=[entry.row for entry in self._wrote.values()],
             touched=used,
             coming=coming,
             spare=self._spare,
@@ -159,7 +223,6 @@ class Ledger:
             raise
         self._granted_by = self._index.found
         self._wrote.clear()
-        self._of_source.clear()
         self._told = time.monotonic()
         if self._writer is not None:
             with suppress(OSError):  # too many notes do no harm

@@ -36,6 +36,8 @@ class MemoryTier(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value, now the most recently used; None where it is not held."""
+        if not self._items:
+            return None
         with self._lock:
             item = self._items.get(key)
             if item is None:
@@ -45,6 +47,8 @@ class MemoryTier(Generic[K, V]):
 
     def put(self, key: K, value: V, nbytes: int) -> None:
         """Hold a value of ``nbytes``; one that exceeds the cap on its own is not held."""
+        if nbytes > self._cap and not self._items:
+            return
         with self._lock:
             old = self._items.pop(key, None)
             if old is not None:

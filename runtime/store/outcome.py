@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,11 +29,10 @@ class Hit:
     tier: Literal["memory", "disk"]
 
 
-@dataclass(frozen=True)
 class Miss:
     """Why nothing was found.
 
-    Attributes:
+    Args:
         reason: "new": this picture was never kept; "differs": it is kept under another key;
             "evicted": it was kept, and left for others (or its file was removed); "corrupt": its
             file failed the check; "unreadable": the folder could not be read.
@@ -40,8 +40,50 @@ class Miss:
             "tap", "variant", "dtype", "frame".
     """
 
-    reason: Reason
-    differing: tuple[str, ...] = ()
+    __slots__ = ("_answer", "_find_out")
+
+    def __init__(self, reason: Reason, differing: tuple[str, ...] = ()) -> None:
+        self._answer: tuple[Reason, tuple[str, ...]] | None = (reason, differing)
+        self._find_out: Callable[[], None] | None = None
+
+    @staticmethod
+    def unexplained(find_out: Callable[[], None]) -> Miss:
+        """A miss whose reason is looked for when somebody asks: ``find_out`` calls `explain`."""
+        miss = Miss("new")
+        miss._answer, miss._find_out = None, find_out
+        return miss
+
+    def explain(self, reason: Reason, differing: tuple[str, ...] = ()) -> None:
+        """Give the reason."""
+        self._answer, self._find_out = (reason, differing), None
+
+    @property
+    def reason(self) -> Reason:
+        """The reason."""
+        return self._explained()[0]
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The parts of the key that differ."""
+        return self._explained()[1]
+
+    def _explained(self) -> tuple[Reason, tuple[str, ...]]:
+        find_out = self._find_out
+        if self._answer is None and find_out is not None:
+            find_out()
+        return self._answer or ("new", ())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Miss) and self._explained() == other._explained()
+
+    def __hash__(self) -> int:
+        return hash(self._explained())
+
+    def __reduce__(self) -> tuple[type[Miss], tuple[Reason, tuple[str, ...]]]:
+        return Miss, self._explained()
+
+    def __repr__(self) -> str:
+        return f"Miss({self.reason!r}, {self.differing!r})"
 
     def __str__(self) -> str:
         if self.reason == "differs":

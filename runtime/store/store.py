@@ -13,22 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from primelens.options import CacheOptions
-from primelens.store.codec import stored
+from primelens.store.codec import Stored, stored, unchangeable
 from primelens.store.entry_file import (
     HEAD_BYTES,
     CorruptEntryError,
     Entry,
-    Head,
     from_bytes,
     head_of,
 )
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Row
-from primelens.store.keeping import Keeping, Tally, Unmeasured
-from primelens.store.key import EntryKey
+from primelens.store.keeping import Keeping, Unmeasured
+from primelens.store.key import EntryKey, LazyKey
 from primelens.store.ledger import Ledger
 from primelens.store.memory import MemoryTier
+from primelens.store.misses import Misses
 from primelens.store.outcome import Hit, Miss, StoreStats, Verification
+from primelens.store.tally import Tally
 
 __all__ = ["EmbeddingStore"]
 
@@ -56,11 +57,17 @@ class EmbeddingStore:
         self._folder = StoreFolder(Path(options.folder), writable=self.writable)
         self._index = Index(self._folder, self._scan)
         self._memory: MemoryTier[str, Hit] = MemoryTier(options.memory_bytes)
-        self._ledger = Ledger(self._folder, self._index, options.cap_bytes)
+        self._ledger = ledger = Ledger(self._folder, self._index, options.cap_bytes)
         self._tally = Tally(self.path)
-        self._keeping = Keeping(self._ledger, self._tally, options.cap_bytes)
+        self._keeping = keeping = Keeping(self._ledger, self._tally, options.cap_bytes)
+        self._misses = Misses(
+            *(self._index, self._ledger, self._tally),
+            given=lambda: [*ledger.given(), *keeping.given()],
+            writable=self.writable,
+        )
+        ledger.before_telling = self._misses.explain
         self._finalizer = weakref.finalize(
-            self, _close, self._keeping, self._ledger, self._index, self._folder
+            self, _close, self._keeping, self._misses, self._ledger, self._index, self._folder
         )
         for other in list(_OPEN):  # of this process: what it was given is found from now on
             if other.path == self.path:
@@ -84,22 +91,22 @@ class EmbeddingStore:
         _OPEN.discard(self)
         self._finalizer()
 
-    def get(self, key: EntryKey) -> Hit | Miss:
+    def get(self, key: EntryKey | LazyKey) -> Hit | Miss:
         """Look a key up."""
         digest = key.digest
         found: Hit | Miss | None = self._memory.get(digest)
         if found is None:
-            if self._keeping.is_queued(digest):
-                self._keeping.drain()
-            found = self._read(key)
+            queued = self._keeping.queued(digest)
+            if queued is not None:
+                found = Hit(queued.stored.restore(), queued.size, "memory")
+            elif self._folder.has(digest):
+                found = self._read(key)
+            else:
+                return self._misses.add(key)
         if isinstance(found, Hit):
             self._tally.count(f"{found.tier}_hits")
-            if self.writable:
-                self._keeping.use(digest)
-                if self._ledger.use(digest):
-                    self.flush()
-        else:
-            self._tally.count(f"miss {found.reason}")
+            if self.writable and self._ledger.use(digest):
+                self.flush()
         return found
 
     def put(
@@ -119,20 +126,32 @@ class EmbeddingStore:
 
     def put_all(
         self,
-        items: Sequence[tuple[EntryKey, NDArray[np.float32], tuple[int, int]]],
+        items: Sequence[tuple[EntryKey | LazyKey, NDArray[np.float32], tuple[int, int]]],
         *,
         later: bool = False,
+        checked: bool = False,
     ) -> list[NDArray[np.float32]]:
-        """`put` for a batch; with ``later`` a thread writes the files, and this does not wait."""
+        """`put` for a batch.
+
+        Args:
+            items: key, values and size of each.
+            later: the files need not be there when this returns; they are found all the same.
+            checked: the caller has seen that all values are finite float32, and nobody writes to
+                them any more.
+        """
         restored, entries = [], []
         for key, values, size in items:
-            kept = stored(values, key.dtype)
-            restored.append(kept.restore())
-            self._memory.put(key.digest, Hit(restored[-1], size, "memory"), restored[-1].nbytes)
-            if self.writable:
+            exact = key.dtype == "fp32"
+            if checked and exact:
+                kept, given = Stored(values), values
+            else:
+                kept = stored(values, key.dtype)
+                given = kept.restore()
                 exact = kept.values.dtype == np.float32
-                entry = Entry(Head(key, size), kept)
-                entries.append(Unmeasured(entry, None if exact else values.copy()))
+            restored.append(given)
+            self._memory.put(key.digest, Hit(given, size, "memory"), given.nbytes)
+            if self.writable:
+                entries.append(Unmeasured(key, size, kept, None if exact else unchangeable(values)))
         if later:
             self._keeping.keep_later(entries)
         else:
@@ -141,7 +160,8 @@ class EmbeddingStore:
 
     def put_stored(self, entry: Entry) -> bool:
         """Keep an entry as another store wrote it; whether it could be written."""
-        return self.writable and self._keeping.keep([Unmeasured(entry)])
+        unmeasured = Unmeasured(entry.head.key, entry.head.size, entry.stored, head=entry.head)
+        return self.writable and self._keeping.keep([unmeasured])
 
     def entry(self, row: Row) -> Entry | None:
         """An entry as it lies in its file; None where it is gone or corrupt."""
@@ -171,14 +191,20 @@ class EmbeddingStore:
     def stats(self) -> StoreStats:
         """Counters of this process."""
         self._keeping.drain()
+        self._misses.explain()
         counts = self._tally.counts()
         misses = {name[5:]: n for name, n in sorted(counts.items()) if name.startswith("miss ")}
         names = ("memory_hits", "disk_hits", "kept", "not_kept", "evicted", "corrupt")
         numbers = {name: counts[name] for name in names}
         return StoreStats(misses=misses, rebuilt=self._index.rebuilt, **numbers)
 
+    def drain(self) -> None:
+        """Wait until what was given to be kept later is written."""
+        self._keeping.drain()
+
     def flush(self) -> None:
         """Write what is to be written, and tell the index what was written and used."""
+        self._misses.explain()
         if self.writable:
             self._keeping.drain()
             self._guarded(self._ledger.tell)
@@ -233,45 +259,30 @@ class EmbeddingStore:
         self.flush()
         self._index.rebuild()
 
-    def _read(self, key: EntryKey) -> Hit | Miss:
+    def _read(self, key: EntryKey | LazyKey) -> Hit | Miss:
         digest, inode = key.digest, None
         try:
             content, inode = self._folder.read(digest)
             entry = from_bytes(content, digest)
         except FileNotFoundError:
-            return self._absent(key)
+            return self._misses.add(key)
         except OSError as error:
             if error.errno != errno.ELOOP:  # which says that it is a link
                 self._tally.notice(error)
-                return Miss("unreadable")
+                return self._counted(Miss("unreadable"))
             self._put_aside(digest, inode)
-            return Miss("corrupt")
+            return self._counted(Miss("corrupt"))
         except CorruptEntryError:
             self._put_aside(digest, inode)
-            return Miss("corrupt")
+            return self._counted(Miss("corrupt"))
         values = entry.stored.restore()
         size = entry.head.size
         self._memory.put(digest, Hit(values, size, "memory"), values.nbytes)
         return Hit(values, size, "disk")
 
-    def _absent(self, key: EntryKey) -> Miss:
-        """Why there is no file: the index remembers, if it can be read."""
-        digest = key.digest
-        try:
-            fate, rows = self._index.history(digest, key.source)
-            rows += self._ledger.rows(key.source)
-            if any(row.key.digest == digest for row in rows):
-                if self.writable:
-                    self.flush()
-                    self._index.forget_lost(digest)
-                return Miss("evicted")
-        except (OSError, sqlite3.Error) as error:
-            logger.debug("the index cannot say why %s is missing: %s", digest, error)
-            return Miss("new")
-        if fate is not None:
-            return Miss("corrupt" if fate == "corrupt" else "evicted")
-        differing = [key.differing(row.key) for row in rows]
-        return Miss("differs", min(differing, key=len)) if differing else Miss("new")
+    def _counted(self, miss: Miss) -> Miss:
+        self._tally.count(f"miss {miss.reason}")
+        return miss
 
     def _put_aside(self, digest: str, inode: int | None) -> None:
         self._tally.count("corrupt")
@@ -307,8 +318,11 @@ class EmbeddingStore:
 _OPEN: weakref.WeakSet[EmbeddingStore] = weakref.WeakSet()
 
 
-def _close(keeping: Keeping, ledger: Ledger, index: Index, folder: StoreFolder) -> None:
+def _close(
+    keeping: Keeping, misses: Misses, ledger: Ledger, index: Index, folder: StoreFolder
+) -> None:
     keeping.close()
+    misses.explain()
     if folder.writable:
         ledger.close()
     index.close()

@@ -6,9 +6,11 @@ yet. Whoever gets the lock of another's file knows that its writer died, and rea
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -31,11 +33,18 @@ class Writer:
         self.name, self._descriptor = name, descriptor
         self._number = 0
 
-    def announce(self, digest: str) -> str:
-        """Note an entry that is about to be written; the name of its temporary file."""
-        os.write(self._descriptor, f"{digest}\n".encode())
-        self._number += 1
-        return f"{self.name}.{self._number}"
+    def announce(self, digests: Sequence[str]) -> list[str]:
+        """Note entries that are about to be written; the names of their temporary files.
+
+        Raises:
+            OSError: they could not be noted.
+        """
+        notes = "".join(f"{digest}\n" for digest in digests).encode()
+        if os.write(self._descriptor, notes) < len(notes):
+            raise OSError(errno.ENOSPC, "the notes of a writer were cut off")
+        first = self._number + 1
+        self._number += len(digests)
+        return [f"{self.name}.{number}" for number in range(first, self._number + 1)]
 
     def recorded(self) -> None:
         """Forget the notes, because the index knows them now."""

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primelens.bench.estimators import (
+    Interval,
     block_medians,
+    centre_interval,
     compare_blocks,
     mean_interval,
     percentile,
@@ -183,3 +185,19 @@ def test_intervals_of_few_blocks_cover_what_they_promise() -> None:
         values = random.normal(10.0, 1.0, 5)
         covered += not mean_interval(values, seed=seed).excludes(10.0)
     assert covered >= 0.91 * 400
+
+
+def test_the_centre_is_where_it_is_whatever_a_few_blocks_do() -> None:
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        values = 0.03 + 0.01 * random.standard_t(2, 24)  # of no finite variance
+        interval = centre_interval(values)
+        assert interval.low <= interval.estimate <= interval.high
+        held += interval.low <= 0.03 <= interval.high
+    assert 0.92 <= held / 400 <= 0.98
+    far = centre_interval([0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 9.0])
+    assert far.estimate < 0.06
+    assert centre_interval([1.0, 2.0]) == Interval(1.0, 1.5, 2.0)
+    with pytest.raises(ValueError, match="no values"):
+        centre_interval([])

@@ -235,7 +235,7 @@ def towered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
                 size=(4, 3),
                 name=path,
                 cache="hit" if known else "miss",
-                cache_reason=None if known else "never kept",
+                missed=None if known else "never kept",
                 entries={"states": "d" * 64},
             )
 

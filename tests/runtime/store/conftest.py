@@ -26,6 +26,11 @@ def values_of(number: int, shape: tuple[int, ...] = (6, 16)) -> Any:
     return np.random.default_rng(number).standard_normal(shape).astype(np.float32)
 
 
+def keep(store: EmbeddingStore, number: int, **key: Any) -> Any:
+    """Keep picture ``number``; what the store returns."""
+    return store.put(key_of(number, **key), values_of(number), (640, 480))
+
+
 def files_in(folder: Path) -> list[Path]:
     """The entries' files, and what is being written or was put aside."""
     places = ("v1", "tmp", "quarantine")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from primelens.errors import StoreError
-from primelens.store import Hit, Miss
+from primelens.options import CacheOptions
+from primelens.store import EmbeddingStore, Hit, Miss
 from primelens.store import folder as folder_module
 
 from .conftest import Opener, entry_path, key_of, values_of
@@ -27,6 +32,35 @@ def test_everything_is_made_for_the_user_alone(opened: Opener, folder: Path) -> 
     ours = [path for path in made if path.parent.name != "index"]  # SQLite's; in a folder of ours
     assert {stat.S_IMODE(p.stat().st_mode) for p in ours if p.is_dir()} == {0o700}
     assert {stat.S_IMODE(p.stat().st_mode) for p in ours if p.is_file()} == {0o600}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a flag of Linux")
+def test_a_new_folder_is_marked_for_the_file_system(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"now": 0x80000}
+
+    def ioctl(_: int, request: int, content: Any) -> int:
+        if request == 0x80086601:
+            content[0] = flags["now"]
+        else:
+            flags["now"] = content[0]
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    opened()
+    assert flags["now"] == 0x80000 | 0x20000
+    flags["now"] = 0
+    opened()  # it is somebody's folder now, flags and all
+    assert flags["now"] == 0
+
+    def unknown(*_: Any) -> int:
+        raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+
+    monkeypatch.setattr(fcntl, "ioctl", unknown)
+    store = EmbeddingStore(CacheOptions(folder.with_name("other file system")))
+    store.put(key_of(1), values_of(1), (4, 3))
+    store.close()
 
 
 @pytest.mark.parametrize("mode", ["read-write", "read-only"])

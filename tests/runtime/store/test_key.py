@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from primelens.store import EntryKey, Frame
+from primelens.store.key import LazyKey, TapKeys
 
 from .conftest import OTHER_TOWER, TOWER, key_of
 
@@ -54,6 +55,13 @@ def test_every_part_changes_the_digest_and_is_named(change: dict[str, Any], part
     other = key_of(1, **parts)
     assert other.digest != key_of(1).digest
     assert key_of(1).differing(other) == (part,)
+
+
+@given(KEYS)
+def test_a_key_put_together_later_is_the_same(key: EntryKey) -> None:
+    lazy = LazyKey(TapKeys(key.tower, key.variant, key.dtype, "states"), key.source, key.frame)
+    assert (lazy.digest, lazy.dtype, lazy.whole) == (key.digest, key.dtype, key)
+    assert lazy.whole.tap == "states"
 
 
 def test_the_name_of_the_tap_is_a_label() -> None:

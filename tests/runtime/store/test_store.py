@@ -13,15 +13,11 @@ import numpy as np
 import pytest
 
 from primelens.options import CacheOptions
-from primelens.store import EmbeddingStore, Frame, Hit, Miss, StoredDtype
+from primelens.store import EmbeddingStore, Hit, Miss, StoredDtype
 from primelens.store import folder as folder_module
 from primelens.store.codec import stored
 
-from .conftest import OTHER_TOWER, Opener, entry_path, files_in, key_of, values_of
-
-
-def keep(store: EmbeddingStore, number: int, **key: Any) -> Any:
-    return store.put(key_of(number, **key), values_of(number), (640, 480))
+from .conftest import Opener, entry_path, files_in, keep, key_of, values_of
 
 
 def bytes_in(folder: Path) -> int:
@@ -52,31 +48,6 @@ def test_what_a_store_returns_cannot_be_written_to(opened: Opener) -> None:
     for array in (given, store.get(key_of(1)).values, opened().get(key_of(1)).values):  # type: ignore[union-attr]
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
-
-
-def test_a_miss_says_why(opened: Opener, folder: Path) -> None:
-    store = opened()
-    keep(store, 1)
-    assert store.get(key_of(2)) == Miss("new")
-    assert store.get(key_of(1, tower=OTHER_TOWER)) == Miss("differs", ("tower",))
-    assert store.get(key_of(1, tower=OTHER_TOWER, tap="pooled")) == Miss("differs", ("tap",))
-    assert store.get(key_of(1, "int8")) == Miss("differs", ("dtype",))
-    assert store.get(key_of(1, frame=Frame(1, 5))) == Miss("differs", ("frame",))
-    keep(store, 1, dtype="int8")
-    nearest = store.get(key_of(1, "int8", variant="fp16"))
-    assert nearest == Miss("differs", ("variant",))
-    assert str(nearest) == "kept with another variant"
-    store.prune(0)
-    assert store.get(key_of(1)) == Miss("evicted")
-    keep(store, 1)
-    entry_path(folder, key_of(1)).write_bytes(b"torn")
-    assert store.get(key_of(1)) == Miss("corrupt")
-    assert store.get(key_of(1)) == Miss("corrupt")  # remembered, until it is kept again
-    keep(store, 1)
-    assert isinstance(store.get(key_of(1)), Hit)
-    entry_path(folder, key_of(1)).unlink()
-    assert store.get(key_of(1)) == Miss("evicted")
-    assert store.stats().misses == {"corrupt": 2, "differs": 5, "evicted": 2, "new": 1}
 
 
 def test_what_was_used_least_recently_leaves_first(opened: Opener, folder: Path) -> None:
@@ -398,57 +369,3 @@ def test_closing_twice_is_harmless(opened: Opener) -> None:
 def test_values_that_cannot_be_kept_are_refused(opened: Opener, values: Any) -> None:
     with pytest.raises(ValueError, match="values are"):
         opened().put(key_of(1), values, (1, 1))
-
-
-def test_what_is_kept_later_is_found_and_counted_at_once(opened: Opener, folder: Path) -> None:
-    store = opened(cap_bytes=10**7)
-    items = [(key_of(n, "fp16"), values_of(n), (n, n)) for n in range(1, 200)]
-    for start in range(0, len(items), 40):  # more than the queue holds
-        given = store.put_all(items[start : start + 40], later=True)
-        for (key, _, _), values in zip(items[start : start + 40], given, strict=True):
-            hit = store.get(key)
-            assert isinstance(hit, Hit)
-            assert np.array_equal(hit.values, values)
-    assert store.stats().kept == 199
-    row = next(row for row in store.rows() if row.key == key_of(7, "fp16"))
-    assert row.relative_error == stored(values_of(7), "fp16").error(values_of(7))[1] > 0
-    keep(store, 7, dtype="fp16")
-    store.put_all([(key_of(300), values_of(300), (1, 1))], later=True)
-    assert isinstance(opened().get(key_of(300)), Hit)  # another store of this process waits for it
-    store.put_all([(key_of(301), values_of(301), (1, 1))], later=True)
-    store.close()
-    assert entry_path(folder, key_of(301)).exists()
-
-
-def test_what_cannot_be_kept_later_is_noticed(
-    opened: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = opened()
-
-    def full(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(folder_module.os, "writev", full)
-        store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(3)], later=True)
-        assert store.stats().not_kept == 3
-    assert "No space left" in caplog.text
-    assert store.totals() == (0, 0, 0)
-    store.put_all([(key_of(1), values_of(1), (1, 1))], later=True)
-    assert store.totals()[0] == 1
-
-
-def test_a_process_that_is_forked_while_entries_are_queued(opened: Opener) -> None:
-    store = opened()
-    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(60)], later=True)
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            store.put_all([(key_of(100), values_of(100), (1, 1))], later=True)
-            code = 0 if isinstance(store.get(key_of(100)), Hit) else 2
-        finally:
-            os._exit(code)
-    store.put_all([(key_of(101), values_of(101), (1, 1))], later=True)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert store.totals()[0] == 62

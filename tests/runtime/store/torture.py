@@ -4,9 +4,10 @@
 
 ``--home DIR --seconds 300`` runs it in pieces, each of which ends with all checks.
 
-Every worker puts and gets random keys whose values it can compute, and says so at once when a hit
-has other values. Workers die by SIGKILL and are replaced. Now and then all of them are stopped, and
-the bytes in the folder are counted: at most the cap and one entry for each living writer.
+Every worker puts (half of it behind its own back) and gets random keys whose values it can compute,
+and says so at once when a hit has other values. Workers die by SIGKILL and are replaced, by forks
+of a process that has imported everything and holds nothing. Now and then all of them are stopped,
+and the bytes in the folder are counted: at most the cap and one entry for each living writer.
 
 Afterwards bits of kept files are flipped, one at a time: every one must be found, none returned.
 """
@@ -17,15 +18,16 @@ import argparse
 import contextlib
 import logging
 import mmap
+import multiprocessing
 import os
 import random
 import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,11 @@ from primelens.options import CacheOptions
 from primelens.store import EmbeddingStore, EntryKey, Miss
 from primelens.store.codec import stored
 
+ROOT = Path(__file__).resolve().parents[3]
 KEYS = 300
 CAP = 200_000
 LARGEST = 8 * 64 * 4 + 1_000  # bytes of the largest entry's file
+SLOT = struct.Struct("<qd")  # operations and processor seconds of the workers in one slot
 WRONG = 77  # exit status of a worker that was given wrong values
 DTYPES = ("fp32", "fp16", "int8")
 
@@ -52,18 +56,23 @@ def values_of(number: int) -> Any:
     return np.random.default_rng(number).standard_normal(shape).astype(np.float32)
 
 
-def work(folder: Path, slot: int, operations: int, seed: int) -> int:
-    """Put and get until ``operations`` of this slot are done, over all its workers."""
+def work(folder: Path, slot: int, operations: int, seed: int) -> None:
+    """Put and get until ``operations`` of this slot are done, over all its workers; exits."""
+    sys.exit(_operate(folder, slot, operations, seed))
+
+
+def _operate(folder: Path, slot: int, operations: int, seed: int) -> int:
     choose = random.Random(seed)
     wanted = {n: stored(values_of(n), key_of(n).dtype).restore() for n in range(KEYS)}
     with (folder.parent / "progress").open("r+b") as file, mmap.mmap(file.fileno(), 0) as progress:
         store = EmbeddingStore(CacheOptions(folder, cap_bytes=CAP, memory_bytes=CAP // 20))
-        (done,) = struct.unpack_from("<q", progress, slot * 8)
+        done, before = SLOT.unpack_from(progress, slot * SLOT.size)
         while done < operations:
             number = min(choose.randrange(KEYS), choose.randrange(KEYS))
             found = store.get(key_of(number))
             if isinstance(found, Miss) or choose.random() < 0.1:
-                given = store.put(key_of(number), values_of(number), (number + 1, 1))
+                item = (key_of(number), values_of(number), (number + 1, 1))
+                (given,) = store.put_all([item], later=choose.random() < 0.5)
                 right = np.array_equal(given, wanted[number])
             else:
                 right = np.array_equal(found.values, wanted[number])
@@ -71,7 +80,7 @@ def work(folder: Path, slot: int, operations: int, seed: int) -> int:
             if not right:
                 return WRONG
             done += 1
-            struct.pack_into("<q", progress, slot * 8, done)
+            SLOT.pack_into(progress, slot * SLOT.size, done, before + time.process_time())
         stats = store.stats()
         store.close()
     return 0 if stats.corrupt == 0 else 1
@@ -79,20 +88,22 @@ def work(folder: Path, slot: int, operations: int, seed: int) -> int:
 
 @dataclass
 class Outcome:
-    """What a run saw."""
+    """What a run saw; the operations, and the processor seconds of the workers, of all pieces."""
 
     kills: int = 0
     operations: int = 0
+    seconds: float = 0.0
     largest: int = 0
     checks: int = 0
     failures: list[str] = field(default_factory=list)
 
 
 def bytes_in(folder: Path) -> int:
+    places = [folder / "tmp", folder / "quarantine", *(folder / "v1").glob("*")]
     total = 0
-    for place in ("v1", "tmp", "quarantine"):
-        for path in (folder / place).rglob("*.*" if place == "v1" else "*"):
-            total += path.stat().st_size
+    for place in places:
+        with contextlib.suppress(FileNotFoundError), os.scandir(place) as found:
+            total += sum(entry.stat(follow_symlinks=False).st_size for entry in found)
     return total
 
 
@@ -108,12 +119,17 @@ def torture(
     end = time.monotonic() + most_seconds
     progress = folder.parent / "progress"
     if not progress.exists():
-        progress.write_bytes(bytes(8 * processes))
-    running: dict[int, subprocess.Popen[bytes]] = {}
+        progress.write_bytes(bytes(SLOT.size * processes))
+    running: dict[int, ForkServerProcess] = {}
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["primelens.store", "primelens.options"])
+    if __name__ != "__main__" and str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # workers are told it, and import this module by its name
 
     def start(slot: int) -> None:
-        arguments = ["--work", str(folder), str(slot), str(operations), str(choose.getrandbits(30))]
-        running[slot] = subprocess.Popen([sys.executable, __file__, *arguments])
+        arguments = (folder, slot, operations, choose.getrandbits(30))
+        running[slot] = server.Process(target=work, args=arguments)
+        running[slot].start()
 
     for slot in range(processes):
         start(slot)
@@ -121,40 +137,53 @@ def torture(
         while running and time.monotonic() < end:
             time.sleep(choose.uniform(0.5, 1.5) * seconds_between_kills)
             for slot, worker in list(running.items()):
-                if worker.poll() is not None:
-                    if worker.returncode:
-                        outcome.failures.append(f"worker {slot} ended with {worker.returncode}")
+                if worker.exitcode is not None:
+                    if worker.exitcode:
+                        outcome.failures.append(f"worker {slot} ended with {worker.exitcode}")
                     del running[slot]
             if running:
                 slot = choose.choice(list(running))
-                running[slot].kill()
-                if running[slot].wait() in (0, -signal.SIGKILL):
+                status = _killed(running[slot])
+                if status in (0, -signal.SIGKILL):
                     outcome.kills += 1
                 else:
-                    outcome.failures.append(f"worker {slot} ended with {running[slot].returncode}")
+                    outcome.failures.append(f"worker {slot} ended with {status}")
                 start(slot)
             _count_bytes(folder, list(running.values()), outcome)
     finally:
         for worker in running.values():
-            worker.kill()
-            worker.wait()
-    outcome.operations = sum(struct.unpack(f"<{processes}q", progress.read_bytes()))
+            _killed(worker)
+    slots = list(SLOT.iter_unpack(progress.read_bytes()))
+    outcome.operations = sum(done for done, _ in slots)
+    outcome.seconds = round(sum(seconds for _, seconds in slots), 1)
     _check_at_rest(folder, outcome)
     return outcome
 
 
-def _count_bytes(folder: Path, workers: list[subprocess.Popen[bytes]], outcome: Outcome) -> None:
+def _killed(worker: ForkServerProcess) -> int | None:
+    worker.kill()
+    worker.join()
+    return worker.exitcode
+
+
+def _count_bytes(folder: Path, workers: list[ForkServerProcess], outcome: Outcome) -> None:
     """With every worker stopped, so that nothing is counted twice."""
     for worker in workers:
-        worker.send_signal(signal.SIGSTOP)
+        _signal(worker, signal.SIGSTOP)
     time.sleep(0.02)
     size = bytes_in(folder)
     for worker in workers:
-        worker.send_signal(signal.SIGCONT)
+        _signal(worker, signal.SIGCONT)
     outcome.largest = max(outcome.largest, size)
     outcome.checks += 1
     if size > CAP + LARGEST * max(1, len(workers)):
         outcome.failures.append(f"{size} bytes with {len(workers)} writers")
+
+
+def _signal(worker: ForkServerProcess, number: signal.Signals) -> None:
+    if worker.pid is not None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(worker.pid, number)
 
 
 def _check_at_rest(folder: Path, outcome: Outcome) -> None:
@@ -194,7 +223,6 @@ def flip_bits(folder: Path, flips: int, seed: int = 0) -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--operations", type=int, default=100_000, help="of each process")
     parser.add_argument(
@@ -206,9 +234,6 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=10_000, help="single bits of kept files")
     parser.add_argument("--kill-every", type=float, default=1.0, metavar="SECONDS")
     arguments = parser.parse_args()
-    if arguments.work:
-        folder, slot, operations, seed = arguments.work
-        return work(Path(folder), int(slot), int(operations), int(seed))
     logging.getLogger("primelens.store").setLevel(logging.ERROR)  # thousands of corrupt entries
     place = tempfile.TemporaryDirectory()
     with place as temporary, contextlib.suppress(KeyboardInterrupt):
@@ -223,6 +248,7 @@ def main() -> int:
             arguments.seconds,
         )
         print(f"{outcome} in {time.monotonic() - began:.0f} s; cap {CAP}, entry {LARGEST}")
+        print(f"processor time of this process: {time.process_time():.0f} s")
         flipped = flip_bits(Path(temporary) / "flipped", arguments.flips)
         print(f"bit flips: {flipped}")
         return 1 if outcome.failures or flipped["returned"] else 0

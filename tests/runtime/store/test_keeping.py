@@ -1,0 +1,123 @@
+"""Entries that wait to be written: found meanwhile, written in the end, noted before that."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from primelens.store import Hit, Miss
+from primelens.store import folder as folder_module
+from primelens.store import keeping as keeping_module
+from primelens.store import writers as writers_module
+from primelens.store.codec import stored
+
+from .conftest import Opener, entry_path, keep, key_of, values_of
+
+
+def test_what_is_kept_later_is_found_and_counted_at_once(opened: Opener, folder: Path) -> None:
+    store = opened(cap_bytes=10**7)
+    items = [(key_of(n, "fp16"), values_of(n), (n, n)) for n in range(1, 200)]
+    for start in range(0, len(items), 40):  # more than the queue holds
+        given = store.put_all(items[start : start + 40], later=True)
+        for (key, _, _), values in zip(items[start : start + 40], given, strict=True):
+            hit = store.get(key)
+            assert isinstance(hit, Hit)
+            assert np.array_equal(hit.values, values)
+    assert store.stats().kept == 199
+    row = next(row for row in store.rows() if row.key == key_of(7, "fp16"))
+    assert row.relative_error == stored(values_of(7), "fp16").error(values_of(7))[1] > 0
+    keep(store, 7, dtype="fp16")
+    store.put_all([(key_of(300), values_of(300), (1, 1))], later=True)
+    assert isinstance(opened().get(key_of(300)), Hit)  # another store of this process waits for it
+    store.put_all([(key_of(301), values_of(301), (1, 1))], later=True)
+    store.close()
+    assert entry_path(folder, key_of(301)).exists()
+
+
+def test_what_cannot_be_kept_later_is_noticed(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(folder_module.os, "writev", full)
+        store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(3)], later=True)
+        assert store.stats().not_kept == 3
+    assert "No space left" in caplog.text
+    assert store.totals() == (0, 0, 0)
+    store.put_all([(key_of(1), values_of(1), (1, 1))], later=True)
+    assert store.totals()[0] == 1
+
+
+def test_a_process_that_is_forked_while_entries_are_queued(opened: Opener) -> None:
+    store = opened()
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(60)], later=True)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            store.put_all([(key_of(100), values_of(100), (1, 1))], later=True)
+            code = 0 if isinstance(store.get(key_of(100)), Hit) else 2
+            store.drain()
+        finally:
+            os._exit(code)
+    store.put_all([(key_of(101), values_of(101), (1, 1))], later=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert store.totals()[0] == 62
+
+
+def test_notes_that_were_cut_off_cost_the_entries(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that dies leaves nothing in the folder that it has not noted."""
+    store = opened()
+    keep(store, 1)
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(writers_module.os, "write", lambda file, data: write(file, data[:40]))
+        keep(store, 2)
+    assert store.stats().not_kept == 1
+    assert isinstance(store.get(key_of(2)), Miss)
+    keep(store, 3)
+    assert store.totals()[0] == 2
+
+
+def test_what_waits_is_written_by_many_or_after_a_while(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping_module, "_SECONDS", 0.05)
+    store = opened()
+    ends = threading.Event()
+    written: list[int] = []
+    write = store._ledger.write
+
+    def noted(entries: Any, notice: Any) -> tuple[int, int]:
+        result = write(entries, notice)
+        written.append(len(entries))
+        ends.set()
+        return result
+
+    monkeypatch.setattr(store._ledger, "write", noted)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(3)], later=True)
+    assert ends.wait(30)  # by the thread
+    assert written == [3]
+    monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(10, 150)], later=True)
+    assert written == [3, 64, 64]
+    assert not entry_path(folder, key_of(149)).exists()
+    assert isinstance(store.get(key_of(149)), Hit)
+    large = np.ones((2**10, 2**9), np.float32)
+    store.put_all([(key_of(n), large, (1, 1)) for n in range(200, 203)], later=True)
+    assert written == [3, 64, 64, 15]
+    store.close()
+    assert entry_path(folder, key_of(149)).exists()
