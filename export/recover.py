@@ -4,6 +4,9 @@ A bundle outlives the checkpoint that it came from. More text sides can be tuned
 the same: the graph's weights have the checkpoint's names and every one of their bits, and the
 recovered tower is written only if its identity is the one that the bundle declares. So far this is
 done for towers of the family ``feature_map_tower``, as the shipped bundle's.
+
+``--declare`` in place of ``--out`` writes into the manifest of a bundle that an older exporter made
+what its tower's identity is composed of (`declare_parts`); no other file changes.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +24,19 @@ import torch
 from onnx import numpy_helper
 from transformers import PreTrainedConfig, ResNetConfig
 
-from primelens.atomic import atomic_folder
-from primelens.bundle import Bundle, open_bundle
+from primelens.atomic import atomic_folder, write_bytes
+from primelens.bundle import MANIFEST_NAME, Bundle, open_bundle
 from primelens.errors import BundleError, UnsupportedError
+from primelens.export.draft import tap_weights
 from primelens.export.quiet import quiet_transformers
-from primelens.export.registry import tower_family
+from primelens.export.registry import TowerSplit, tower_family
 from primelens.hub import resolve
 from primelens.identity import tower_identity
+from primelens.manifest import TowerSpec
 from primelens.preprocessing import Resize
 from primelens.towers import FeatureMapTower, FeatureMapTowerConfig
 
-__all__ = ["recover_tower"]
+__all__ = ["declare_parts", "recover_tower"]
 
 _PREFIX, _NARROWED = "model.", ".narrow"
 _RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -52,23 +58,58 @@ def recover_tower(bundle: str | Path, out: Path, *, overwrite: bool = False) -> 
         BundleError: what the graph holds is not the tower that the bundle declares.
         OptionError: ``out`` is there already.
     """
-    folder = Path(bundle) if Path(bundle).is_dir() else resolve(str(bundle))
-    opened = open_bundle(folder)
-    spec = opened.manifest.tower
-    if spec.family != FeatureMapTowerConfig.model_type or spec.graph is None:
-        raise UnsupportedError(
-            f"A tower of the family {spec.family!r} cannot be recovered from a bundle.",
-            remedy="Tune on the checkpoint that the bundle was exported from.",
-        )
-    tensors = _weights(opened.path(spec.graph))
-    architecture, identity = _matching(opened, tensors)
+    opened = open_bundle(_folder(bundle))
+    tensors = _weights(_graph(opened))
+    architecture, _ = _matching(opened, tensors)
     tower = FeatureMapTower(FeatureMapTowerConfig(**architecture))
     tower.load_state_dict(tensors, strict=True)
     with atomic_folder(out, overwrite=overwrite) as target, quiet_transformers():
         tower.save_pretrained(target)
         settings = json.dumps(_processor(opened), indent=1) + "\n"
         (target / "preprocessor_config.json").write_text(settings, encoding="utf-8")
-    return identity
+    return next(iter(opened.manifest.tower.taps.values())).identity
+
+
+def declare_parts(bundle: str | Path) -> bool:
+    """Write into a bundle's manifest its tower's architecture, and each tap's weights digest.
+
+    A tap keeps what it declares, and one whose identity the recovered tower does not have is left
+    alone. Returns whether anything was missing.
+
+    Raises:
+        UnsupportedError: the tower is of a family that cannot be recovered.
+        BundleError: what the graph holds is not the tower that the bundle declares.
+    """
+    opened = open_bundle(_folder(bundle))
+    spec = opened.manifest.tower
+    if spec.architecture is not None and all(tap.weights for tap in spec.taps.values()):
+        return False
+    _, split = _matching(opened, _weights(_graph(opened)))
+    taps = {
+        name: replace(tap, weights=tap.weights or tap_weights(split, name))
+        if name in split.taps and _identity(spec, split, name) == tap.identity
+        else tap
+        for name, tap in spec.taps.items()
+    }
+    tower = replace(spec, architecture=dict(split.architecture), taps=taps)
+    manifest = replace(opened.manifest, tower=tower)
+    write_bytes(opened.folder / MANIFEST_NAME, manifest.to_bytes())
+    open_bundle(opened.folder)
+    return True
+
+
+def _folder(bundle: str | Path) -> Path:
+    return Path(bundle) if Path(bundle).is_dir() else resolve(str(bundle))
+
+
+def _graph(opened: Bundle) -> Path:
+    spec = opened.manifest.tower
+    if spec.family != FeatureMapTowerConfig.model_type or spec.graph is None:
+        raise UnsupportedError(
+            f"A tower of the family {spec.family!r} cannot be recovered from a bundle.",
+            remedy="Tune on the checkpoint that the bundle was exported from.",
+        )
+    return opened.path(spec.graph)
 
 
 def _weights(graph: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +123,9 @@ def _weights(graph: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _matching(opened: Bundle, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], str]:
+def _matching(
+    opened: Bundle, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, Any], TowerSplit]:
     """The configuration that the tensors' shapes allow of and the identity proves."""
     spec = opened.manifest.tower
     (tap, declared), *_ = spec.taps.items()
@@ -97,18 +140,21 @@ def _matching(opened: Bundle, tensors: Mapping[str, torch.Tensor]) -> tuple[dict
         if tower.load_state_dict(dict(tensors), strict=False).missing_keys:
             continue
         split = tower_family(spec.family).split(tower)
-        found = tower_identity(
-            family=spec.family,
-            architecture=split.architecture,
-            preprocessing=dict(spec.preprocessing),
-            tap=tap,
-            tensors={name: value.numpy() for name, value in split.taps[tap].items()},
-        )
-        if found == declared.identity:
-            return architecture, found
+        if _identity(spec, split, tap) == declared.identity:
+            return architecture, split
     raise BundleError(
         f"The tower's graph in {opened.folder} is not the tower that the bundle declares.",
         remedy="Check the bundle with `primelens verify`.",
+    )
+
+
+def _identity(spec: TowerSpec, split: TowerSplit, tap: str) -> str:
+    return tower_identity(
+        family=spec.family,
+        architecture=split.architecture,
+        preprocessing=dict(spec.preprocessing),
+        tap=tap,
+        tensors={name: value.numpy() for name, value in split.taps[tap].items()},
     )
 
 
@@ -161,9 +207,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and recover."""
     parser = argparse.ArgumentParser(prog="primelens.export.recover", description=__doc__)
     parser.add_argument("bundle")
-    parser.add_argument("--out", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path)
+    what.add_argument("--declare", action="store_true")
     given = parser.parse_args(arguments)
-    print(recover_tower(given.bundle, given.out), given.out)
+    if given.declare:
+        print("declared" if declare_parts(given.bundle) else "nothing was missing", given.bundle)
+    else:
+        print(recover_tower(given.bundle, given.out), given.out)
 
 
 if __name__ == "__main__":

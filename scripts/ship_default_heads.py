@@ -24,6 +24,7 @@ import primelens
 from primelens.atomic import write_bytes
 from primelens.bundle import MANIFEST_NAME, file_record, open_bundle
 from primelens.export.heads import HeadOptions, add_head
+from primelens.export.recover import declare_parts
 from primelens.export.remake import remove_head
 from primelens.model import Model
 from primelens.tune.scenes.objects import KINDS
@@ -46,6 +47,7 @@ def build(base: Path, work: Path, target: Path) -> None:
                 remove_head(current, name)
             options = HeadOptions(kind="answer" if name == "answer" else None)
             add_head(current, work / f"{name}-checkpoint", name, options)
+        declare_parts(current)
         shutil.copytree(current, target, dirs_exist_ok=True)
 
 
