@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,12 @@ KEYS = 300
 CAP = 200_000
 LARGEST = 8 * 64 * 4 + 1_000  # bytes of the largest entry's file
 SLOT = struct.Struct("<qd")  # operations and processor seconds of the workers in one slot
+BETWEEN_KILLS = 200  # operations at least
 WRONG = 77  # exit status of a worker that was given wrong values
 DTYPES = ("fp32", "fp16", "int8")
 
 
+@cache
 def key_of(number: int) -> EntryKey:
     dtype: Any = DTYPES[number % 3]
     return EntryKey("a" * 64, "fp32", dtype, f"{number:064x}", tap="last_hidden_state")
@@ -56,6 +59,12 @@ def values_of(number: int) -> Any:
     return np.random.default_rng(number).standard_normal(shape).astype(np.float32)
 
 
+@cache
+def wanted(number: int) -> Any:
+    """What a hit must hold."""
+    return stored(values_of(number), key_of(number).dtype).restore()
+
+
 def work(folder: Path, slot: int, operations: int, seed: int) -> None:
     """Put and get until ``operations`` of this slot are done, over all its workers; exits."""
     sys.exit(_operate(folder, slot, operations, seed))
@@ -63,7 +72,6 @@ def work(folder: Path, slot: int, operations: int, seed: int) -> None:
 
 def _operate(folder: Path, slot: int, operations: int, seed: int) -> int:
     choose = random.Random(seed)
-    wanted = {n: stored(values_of(n), key_of(n).dtype).restore() for n in range(KEYS)}
     with (folder.parent / "progress").open("r+b") as file, mmap.mmap(file.fileno(), 0) as progress:
         store = EmbeddingStore(CacheOptions(folder, cap_bytes=CAP, memory_bytes=CAP // 20))
         done, before = SLOT.unpack_from(progress, slot * SLOT.size)
@@ -73,9 +81,9 @@ def _operate(folder: Path, slot: int, operations: int, seed: int) -> int:
             if isinstance(found, Miss) or choose.random() < 0.1:
                 item = (key_of(number), values_of(number), (number + 1, 1))
                 (given,) = store.put_all([item], later=choose.random() < 0.5)
-                right = np.array_equal(given, wanted[number])
+                right = np.array_equal(given, wanted(number))
             else:
-                right = np.array_equal(found.values, wanted[number])
+                right = np.array_equal(found.values, wanted(number))
                 right = right and found.size == (number + 1, 1)
             if not right:
                 return WRONG
@@ -120,6 +128,7 @@ def torture(
     progress = folder.parent / "progress"
     if not progress.exists():
         progress.write_bytes(bytes(SLOT.size * processes))
+    counted = _operations(progress)
     running: dict[int, ForkServerProcess] = {}
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["primelens.store", "primelens.options"])
@@ -141,6 +150,9 @@ def torture(
                     if worker.exitcode:
                         outcome.failures.append(f"worker {slot} ended with {worker.exitcode}")
                     del running[slot]
+            if running and _operations(progress) < counted + BETWEEN_KILLS:
+                continue  # on a busy machine workers would die before they have done anything
+            counted = _operations(progress)
             if running:
                 slot = choose.choice(list(running))
                 status = _killed(running[slot])
@@ -153,11 +165,14 @@ def torture(
     finally:
         for worker in running.values():
             _killed(worker)
-    slots = list(SLOT.iter_unpack(progress.read_bytes()))
-    outcome.operations = sum(done for done, _ in slots)
-    outcome.seconds = round(sum(seconds for _, seconds in slots), 1)
+    outcome.operations = _operations(progress)
+    outcome.seconds = sum(seconds for _, seconds in SLOT.iter_unpack(progress.read_bytes()))
     _check_at_rest(folder, outcome)
     return outcome
+
+
+def _operations(progress: Path) -> int:
+    return sum(done for done, _ in SLOT.iter_unpack(progress.read_bytes()))
 
 
 def _killed(worker: ForkServerProcess) -> int | None:
@@ -193,10 +208,9 @@ def _check_at_rest(folder: Path, outcome: Outcome) -> None:
             outcome.failures.append(f"at rest: {report}, {store.totals()}, {bytes_in(folder)}")
         for number in range(KEYS):
             found = store.get(key_of(number))
-            if not isinstance(found, Miss):
-                wanted = stored(values_of(number), key_of(number).dtype).restore()
-                if not np.array_equal(found.values, wanted):
-                    outcome.failures.append(f"at rest: key {number} has wrong values")
+            if isinstance(found, Miss) or np.array_equal(found.values, wanted(number)):
+                continue
+            outcome.failures.append(f"at rest: key {number} has wrong values")
 
 
 def flip_bits(folder: Path, flips: int, seed: int = 0) -> dict[str, int]:
