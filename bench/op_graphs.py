@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HEADS", "PRODUCTS", "Opened", "Operation", "open_operation"]
+__all__ = ["HEADS", "PRODUCTS", "Opened", "Operation", "open_operation", "register_kernels"]
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -226,7 +226,8 @@ def open_operation(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # warnings about constants that only some ways use
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    _register(options, operation)
+    if operation.kernel:
+        register_kernels(options, operation.version)
     session = ort.InferenceSession(
         model.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -240,15 +241,15 @@ def _onnxruntime() -> Any:
     return onnxruntime_module()
 
 
-def _register(options: Any, operation: Operation) -> None:
-    """The kernels choose their version while a session is opened, from the environment."""
+def register_kernels(options: Any, version: str) -> None:
+    """The kernels choose their version while a session is opened, from the environment; "" is the
+    fastest. Raises `EngineError` where there are none.
+    """
     from primelens.errors import EngineError
     from primelens.kernels import ENVIRONMENT, library
 
-    if not operation.kernel:
-        return
-    if operation.version:
-        os.environ[ENVIRONMENT] = operation.version
+    if version:
+        os.environ[ENVIRONMENT] = version
     else:
         os.environ.pop(ENVIRONMENT, None)
     found = library()

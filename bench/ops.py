@@ -14,6 +14,9 @@ measured read bandwidth, *of peak* that of the fastest product measured in this 
 fewer: integer operations; MatMul: fp32). DynamicQuantizeMatMul does all that the kernel of 8 bits
 does, with one scale for all rows; MatMulInteger is the product alone, of rows that were rounded
 before.
+
+``--attention 12x64x197,…`` (heads, width and places) measures cross-attention instead, for so many
+``--images`` and ``--image-rows`` of each.
 """
 
 from __future__ import annotations
@@ -32,9 +35,16 @@ from numpy.typing import NDArray
 from primelens.bench.arguments import counts
 from primelens.bench.bandwidth import Limits, measure_limits
 from primelens.bench.cold_weights import time_in_turns
-from primelens.bench.environment import capture, last_level_cache, load_now, usable_cores
+from primelens.bench.environment import Load, capture, last_level_cache, load_now, usable_cores
 from primelens.bench.estimators import compare_blocks, percentile
 from primelens.bench.files import write_json
+from primelens.bench.op_attention import (
+    AttentionCase,
+    attention_lines,
+    attention_shapes,
+    attention_sizes,
+    measure_attention,
+)
 from primelens.bench.op_graphs import (
     BLOCK,
     HEADS,
@@ -294,6 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=counts, default=tuple({1, cores}), metavar="N,N,…")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="0: no heads")
     parser.add_argument("--head-rows", type=counts, default=(1, 4), metavar="N,N,…")
+    parser.add_argument(
+        "--attention", type=attention_sizes, default=(), metavar="HxDxL,…", help="only that"
+    )
+    parser.add_argument("--images", type=counts, default=(1, 3, 8, 16), metavar="N,N,…")
+    parser.add_argument("--image-rows", type=counts, default=(1, 3), metavar="N,N,…")
     parser.add_argument("--ways", default="", metavar="WORD", help="only those that hold the word")
     parser.add_argument("--blocks", type=int, default=5, help="repetitions after warm-up")
     parser.add_argument("--cache", type=int, help="bytes; default: the last-level cache")
@@ -303,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("at least 2 blocks")
     before = os.environ.get("PRIMELENS_KERNELS")
     try:
-        report = _measure(chosen)
+        report = (_measure_attention if chosen.attention else _measure)(chosen)
     finally:
         os.environ.pop("PRIMELENS_KERNELS", None)
         if before is not None:
@@ -335,13 +350,33 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
         limits[threads] = limits[threads].best_of(measure_limits(threads, quick=True))
     print("\n".join(_lines(cases, limits)))
     print(f"others used {load.others or 0:.0%} of the machine at the start")
+    found = {"checked": checks, "cases": [_as_dict(case, cases) for case in cases]}
+    return found | _conditions(load, limits)
+
+
+def _measure_attention(chosen: argparse.Namespace) -> dict[str, Any]:
+    load = load_now()
+    limits: dict[int, Limits] = {}
+    cases: list[AttentionCase] = []
+    for threads in chosen.threads:
+        limits[threads] = measure_limits(threads, quick=True)
+        for shape in attention_shapes(chosen.attention, chosen.images, chosen.image_rows):
+            _say(f"{threads} threads, {shape}")
+            cases += measure_attention(shape, threads, chosen.blocks, cache=chosen.cache)
+        limits[threads] = limits[threads].best_of(measure_limits(threads, quick=True))
+    lines = attention_lines(cases, lambda threads: limits[threads].read_bytes_per_s)
+    print("\n".join(align([*lines])))
+    print(f"others used {load.others or 0:.0%} of the machine at the start")
+    found = {"attention": [case.as_dict(cases) for case in cases]}
+    return found | _conditions(load, limits)
+
+
+def _conditions(load: Load, limits: Mapping[int, Limits]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "environment": capture().as_dict(),
         "load": load.others,
         "limits": {str(threads): asdict(limit) for threads, limit in limits.items()},
-        "checked": checks,
-        "cases": [_as_dict(case, cases) for case in cases],
     }
 
 

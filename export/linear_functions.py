@@ -4,18 +4,19 @@ A graph that uses `primelens.kernels` carries these. Where the compiled library 
 engine runs its operators; where it is not, the engine puts the functions in their place and folds
 the unpacking of weights when it opens the graph. Both compute the same integers and the same
 float32 operations in the same order, so both give the same bits (see ``kernels/src/linear.h``);
-only the log-sum-exp of ``TopLogits`` is the engine's own there and agrees to about 1e-6.
+only the log-sum-exp of ``TopLogits`` is the engine's own there and agrees to about 1e-6, and
+attention sums in float64 in an order of its own (`primelens.export.attention_function`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from primelens.export.graph import OPSET
+from primelens.export.attention_function import ATTENTION, attention_function
+from primelens.export.function_body import FunctionBody
 from primelens.kernels import DOMAIN
 from primelens.kernels.activations import (
     ACTIVATIONS,
@@ -53,6 +54,9 @@ def add_functions(model: ir.Model) -> None:
                 _add(model, _linear(name, bits, activation))
         if (name := "TopLogits" if bits == 8 else "TopLogits4") in used:
             _add(model, _top_logits(name, bits))
+    for name in ATTENTION:
+        if name in used:
+            _add(model, attention_function(name))
     if used:
         model.opset_imports[DOMAIN] = 1
 
@@ -61,66 +65,17 @@ def _add(model: ir.Model, function: ir.Function) -> None:
     model.functions[function.identifier()] = function
 
 
-class _Body:
-    """Collects the nodes of a function."""
-
-    def __init__(self, inputs: Sequence[str]) -> None:
-        self.inputs = [ir.Value(name=name) for name in inputs]
-        self._nodes: list[ir.Node] = []
-
-    def op(self, op_type: str, inputs: Sequence[ir.Value], **attributes: Any) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes)
-        node.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(node)
-        return node.outputs[0]
-
-    def constant(self, value: Any, dtype: Any = np.float32) -> ir.Value:
-        return self.op("Constant", [], value=ir.tensor(np.array(value, dtype)))
-
-    def binary(self, op_type: str, left: ir.Value | float, right: ir.Value | float) -> ir.Value:
-        """An operator of two operands; numbers become float32 constants."""
-        operands = [v if isinstance(v, ir.Value) else self.constant(v) for v in (left, right)]
-        return self.op(op_type, operands)
-
-    def ops(self, op_type: str, inputs: Sequence[ir.Value], count: int) -> Sequence[ir.Value]:
-        node = ir.Node("", op_type, inputs, num_outputs=count)
-        for i, value in enumerate(node.outputs):
-            value.name = f"v{len(self._nodes)}_{i}"
-        self._nodes.append(node)
-        return node.outputs
-
-    def integer(self, attribute: str) -> ir.Value:
-        """The function's attribute as an int64 vector of one."""
-        node = ir.Node(
-            "",
-            "Constant",
-            [],
-            [ir.RefAttr("value_int", attribute, ir.AttributeType.INT)],
-        )
-        node.outputs[0].name = f"v{len(self._nodes)}"
-        self._nodes.append(node)
-        return self.op("Reshape", [node.outputs[0], self.constant([1], np.int64)])
-
-    def finish(
-        self, name: str, outputs: Sequence[ir.Value], attributes: Sequence[ir.Attr] = ()
-    ) -> ir.Function:
-        graph = ir.Graph(
-            self.inputs, outputs, nodes=self._nodes, opset_imports={"": OPSET}, name=name
-        )
-        return ir.Function(DOMAIN, name, "", graph=graph, attributes=attributes)
-
-
 _INPUTS = ("x", "weight", "scale", "bias", "multiplier")
 
 
 def _linear(name: str, bits: int, activation: str) -> ir.Function:
-    body = _Body(_INPUTS[: 4 if bits == 8 else 5])
+    body = FunctionBody(_INPUTS[: 4 if bits == 8 else 5])
     return body.finish(name, [_activated(body, _logits(body, bits), activation)])
 
 
 def _top_logits(name: str, bits: int) -> ir.Function:
     """Equal logits in the order of their columns, as TopK has it; the sum is the engine's own."""
-    body = _Body(_INPUTS[: 4 if bits == 8 else 5])
+    body = FunctionBody(_INPUTS[: 4 if bits == 8 else 5])
     logits = _logits(body, bits)
     lowest = body.constant(-np.inf)
     keys = body.op("Where", [body.op("IsNaN", [logits]), lowest, logits])
@@ -135,13 +90,13 @@ def _top_logits(name: str, bits: int) -> ir.Function:
     return body.finish(name, [ids, best, log_sum_exp], [attribute])
 
 
-def _logits(body: _Body, bits: int) -> ir.Value:
+def _logits(body: FunctionBody, bits: int) -> ir.Value:
     x, weight, scale, bias = body.inputs[:4]
     whole = _unpacked8(body, weight) if bits == 8 else _unpacked4(body, weight, body.inputs[4])
     return _product(body, (x, whole, scale, bias))
 
 
-def _activated(body: _Body, y: ir.Value, activation: str) -> ir.Value:
+def _activated(body: FunctionBody, y: ir.Value, activation: str) -> ir.Value:
     """The operations of `primelens.kernels.activations.activate`, in the same order."""
     if activation == "none":
         return y
@@ -159,7 +114,7 @@ def _activated(body: _Body, y: ir.Value, activation: str) -> ir.Value:
     return body.op("Mul", [y, body.binary("Add", 0.5, rise)])
 
 
-def _sigmoid(body: _Body, t: ir.Value, function: Sigmoid) -> ir.Value:
+def _sigmoid(body: FunctionBody, t: ir.Value, function: Sigmoid) -> ir.Value:
     limits = [body.constant(-function.limit), body.constant(function.limit)]
     t = body.op("Clip", [t, *limits])
     square = body.op("Mul", [t, t])
@@ -168,20 +123,20 @@ def _sigmoid(body: _Body, t: ir.Value, function: Sigmoid) -> ir.Value:
     return body.op("Clip", [quotient, body.constant(-0.5), body.constant(0.5)])
 
 
-def _horner(body: _Body, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
+def _horner(body: FunctionBody, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
     value = body.constant(coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         value = body.binary("Add", body.op("Mul", [value, x]), coefficient)
     return value
 
 
-def _unpacked8(body: _Body, weight: ir.Value) -> ir.Value:
+def _unpacked8(body: FunctionBody, weight: ir.Value) -> ir.Value:
     """``[panel, K/4, column, 4]`` → ``[K, columns]``."""
     lying = body.op("Transpose", [weight], perm=[1, 3, 0, 2])
     return body.op("Flatten", [lying], axis=2)
 
 
-def _unpacked4(body: _Body, weight: ir.Value, multiplier: ir.Value) -> ir.Value:
+def _unpacked4(body: FunctionBody, weight: ir.Value, multiplier: ir.Value) -> ir.Value:
     low = body.op("BitwiseAnd", [weight, body.constant(15, np.uint8)])
     high = body.op("BitShift", [weight, body.constant(4, np.uint8)], direction="RIGHT")
     pairs = body.op("Concat", [low, high], axis=2)  # [panel, block, group, 64]
@@ -196,7 +151,9 @@ def _unpacked4(body: _Body, weight: ir.Value, multiplier: ir.Value) -> ir.Value:
     return body.op("Flatten", [lying], axis=3)
 
 
-def _product(body: _Body, operands: tuple[ir.Value, ir.Value, ir.Value, ir.Value]) -> ir.Value:
+def _product(
+    body: FunctionBody, operands: tuple[ir.Value, ir.Value, ir.Value, ir.Value]
+) -> ir.Value:
     """Rows rounded one by one, times ``[K, columns]`` of unsigned weights around 128."""
     x, weight, scale, bias = operands
     first, one = body.constant([0], np.int64), body.constant([1], np.int64)

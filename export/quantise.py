@@ -8,6 +8,8 @@ operator that scales activations over a whole batch is used.
   `primelens.kernels`: weights of 8 bits with one scale per column, activations rounded to 8 bits
   with one scale per row, sums that are exact. The token table is rounded once and read by both its
   users, the lookup and the head.
+* A decoder's cross-attention becomes the kernels' own: float32 keys and values as before, sums in
+  float64.
 * Convolutions keep computing in float32 with weights that are *stored* as 8 bits per output
   channel: ``Cast`` and ``Mul`` widen them, and the engine folds both when it opens the graph.
   Tables that are only looked up in are stored as 8 bits per row.
@@ -24,6 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from primelens.export.attention_function import attend_in_kernel
 from primelens.export.calibration import Observed
 from primelens.export.linear_functions import add_functions
 from primelens.export.products import add_initializer, find_products
@@ -203,7 +206,11 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scale: ir.Value) -
 _ROWS = (quantise_products, store_tables, store_in_int8)
 
 FLOAT32 = Recipe("fp32", "fp32")
-INT8 = Recipe("int8", "int8-rows", tuple(("*", rewrite) for rewrite in _ROWS))
+INT8 = Recipe(
+    "int8",
+    "int8-rows",
+    (("*.decoder", attend_in_kernel), *(("*", rewrite) for rewrite in _ROWS)),
+)
 INT4 = replace(INT8, name="int4", four="*.decoder")
 RECIPES = {each.name: each for each in (FLOAT32, INT8, INT4)}
 # What towers of earlier bundles declare; their graphs are made again where a tap is added.

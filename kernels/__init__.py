@@ -1,4 +1,5 @@
-"""Compiled kernels: products with weights of 8 and 4 bits, faster than the engine's own.
+"""Compiled kernels, faster than the engine's own: products with weights of 8 and 4 bits, and decode
+attention to a picture.
 
 They are ONNX Runtime custom operators in C (`src/`), in a plain shared library without Python's
 ABI, compiled when the package is built. The library is optional: a graph that uses the operators
@@ -22,7 +23,7 @@ __all__ = ["DOMAIN", "ENVIRONMENT", "FILE_NAME", "Library", "library"]
 
 DOMAIN = "primelens.kernels"
 ENVIRONMENT = "PRIMELENS_KERNELS"
-REVISION = 2  # of the operators; a library compiled from older sources lacks some of them
+REVISION = 3  # of the operators; a library compiled from older sources lacks some of them
 FILE_NAME = {"win32": "kernels.dll", "darwin": "kernels.dylib"}.get(sys.platform, "kernels.so")
 
 

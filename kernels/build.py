@@ -26,7 +26,7 @@ SOURCES = Path(__file__).resolve().parent / "src"
 _COMMON = ["-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 _VERSIONS: dict[str, dict[str, Sequence[str]]] = {
     "x86_64": {
-        "avx2": ["-mavx2"],
+        "avx2": ["-mavx2", "-mfma"],
         "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprfchw"],
     },
     "aarch64": {"neon": ["-march=armv8.2-a+dotprod"]},
@@ -50,7 +50,9 @@ def compile_library(out: Path, *, machine: str | None = None, extra: Sequence[st
     Raises:
         BuildError: it cannot be compiled here.
     """
-    _compile(out, ("operator", "call"), ["-fPIC", *extra], ["-shared", *extra], machine)
+    _compile(
+        out, ("operator", "call", "attention"), ["-fPIC", *extra], ["-shared", *extra], machine
+    )
 
 
 def compile_check(out: Path, *, machine: str | None = None, extra: Sequence[str] = ()) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from primelens.kernels.activations import activate
 
-__all__ = ["linear", "round_rows", "top_logits"]
+__all__ = ["cross_attention", "linear", "round_rows", "top_logits"]
 
 Array = NDArray[Any]
 _CHUNK = 512  # columns whose exponentials are summed together
@@ -69,6 +69,53 @@ def top_logits(
     keys = np.where(np.isnan(logits), np.float32(-np.inf), logits)
     ids = np.argsort(-keys, axis=1, kind="stable")[:, :count]
     return ids, np.take_along_axis(logits, ids, axis=1), _log_sum_exp(logits)
+
+
+def cross_attention(
+    query: Array, key: Array, value: Array, scale: float, lengths: Array | None = None
+) -> NDArray[np.float32]:
+    """Attention of every row to its picture, as `src/attention.h` defines it.
+
+    Args:
+        query: float32 ``[I, R, H * D]``.
+        key: float32 ``[I, H, L, D]``.
+        value: float32 ``[I, H, L, D]``.
+        scale: of a score.
+        lengths: int32 ``[I]``, how many of the L count; None for all.
+
+    Returns:
+        float32 ``[I, R, H * D]``.
+    """
+    images, heads, places, width = key.shape
+    rows = query.shape[1]
+    split = query.reshape(images, rows, heads, width).transpose(0, 2, 1, 3).astype(np.float64)
+    found = np.zeros((images, heads, rows, width), np.float32)
+    for image in range(images):
+        count = places if lengths is None else int(np.clip(lengths[image], 0, places))
+        if not count:
+            continue
+        keys, values = (a[image, :, :count].astype(np.float64) for a in (key, value))
+        sums = _in_lanes(split[image, :, :, None] * keys[:, None])  # [H, R, count]
+        scores = (sums * np.float64(np.float32(scale))).astype(np.float32)
+        apart = scores - np.fmax.reduce(scores, axis=-1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            shares = (_exponential(apart) + (apart - apart)).astype(np.float64)
+        mixed = np.zeros((heads, rows, width))
+        for place in range(count):
+            mixed = mixed + shares[..., place, None] * values[:, None, place]
+        found[image] = (mixed / _in_lanes(shares)[..., None]).astype(np.float32)
+    return found.transpose(0, 2, 1, 3).reshape(images, rows, heads * width)
+
+
+def _in_lanes(terms: Array) -> NDArray[np.float64]:
+    """float64 ``[..., N]`` → their sums, in 8 lanes that are added in a fixed order."""
+    padding = [(0, 0)] * (terms.ndim - 1) + [(0, -terms.shape[-1] % 8)]
+    parts = np.pad(terms, padding).reshape(*terms.shape[:-1], -1, 8)
+    lanes = np.zeros((*terms.shape[:-1], 8))
+    for step in range(parts.shape[-2]):
+        lanes = lanes + parts[..., step, :]
+    halves = lanes[..., :4] + lanes[..., 4:]
+    return np.asarray((halves[..., 0] + halves[..., 1]) + (halves[..., 2] + halves[..., 3]))
 
 
 def _log_sum_exp(logits: Array) -> NDArray[np.float32]:

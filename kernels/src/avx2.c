@@ -11,7 +11,15 @@
 #define PL_LANES 8
 #define PL_MOST(a, b) ((pl_floats)_mm256_max_ps(a, b))
 #define PL_LEAST(a, b) ((pl_floats)_mm256_min_ps(a, b))
+#define PL_WIDEN(from) ((pl_doubles)_mm256_cvtps_pd(_mm_loadu_ps(from)))
+#define PL_FMA(a, b, c) ((pl_doubles)_mm256_fmadd_pd(a, b, c))
+#define PL_FOLD fold_keys
+#define PL_ROWS 2
+#define PL_SPAN 4
 #include "vector.h"
+
+#include "attention_avx.h"
+#include "attention_vector.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -224,5 +232,5 @@ static void product4(const pl_product *p, const pl_part *part) {
             }
 }
 
-const pl_version pl_avx2 = {"avx2", 0, round_row, product8, product4, pl_reduce};
+const pl_version pl_avx2 = {"avx2", 0, round_row, product8, product4, pl_reduce, pl_attend};
 #endif

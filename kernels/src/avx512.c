@@ -11,7 +11,16 @@
 #define PL_LANES 16
 #define PL_MOST(a, b) ((pl_floats)_mm512_max_ps(a, b))
 #define PL_LEAST(a, b) ((pl_floats)_mm512_min_ps(a, b))
+#define PL_WIDEN(from) ((pl_doubles)_mm512_cvtps_pd(_mm256_loadu_ps(from)))
+#define PL_FMA(a, b, c) ((pl_doubles)_mm512_fmadd_pd(a, b, c))
+#define PL_FOLD fold_keys
+#define PL_ROWS 3
+#define PL_SPAN 4
+#define PL_FIXED 64
 #include "vector.h"
+
+#include "attention_avx.h"
+#include "attention_vector.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -280,5 +289,5 @@ static void product4(const pl_product *p, const pl_part *part) {
         }
 }
 
-const pl_version pl_avx512 = {"avx512-vnni", 1, round_row, product8, product4, pl_reduce};
+const pl_version pl_avx512 = {"avx512-vnni", 1, round_row, product8, product4, pl_reduce, pl_attend};
 #endif

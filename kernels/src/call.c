@@ -3,19 +3,12 @@
 
 #include <stdlib.h>
 
-typedef struct {
-    const void *data;
-    size_t count;
-    int64_t dims[MOST_DIMS];
-} Tensor;
-
 OrtStatus *fail(const OrtApi *api, const char *message) {
     return ort_create_status(api)(ORT_INVALID_ARGUMENT, message);
 }
 
-/* An absent optional input leaves `tensor->data` NULL. */
-static OrtStatus *read_tensor(const OrtApi *api, const OrtKernelContext *context, size_t index,
-                              Tensor *tensor) {
+OrtStatus *read_tensor(const OrtApi *api, const OrtKernelContext *context, size_t index,
+                       Tensor *tensor) {
     const OrtValue *value = NULL;
     size_t given;
     tensor->data = NULL;
@@ -27,7 +20,7 @@ static OrtStatus *read_tensor(const OrtApi *api, const OrtKernelContext *context
     void *data;
     TRY(ort_shape(api)(value, &shape));
     OrtStatus *status = ort_dim_count(api)(shape, &tensor->count);
-    if (!status && tensor->count > MOST_DIMS) status = fail(api, "Linear: too many dimensions");
+    if (!status && tensor->count > MOST_DIMS) status = fail(api, "an input has too many dimensions");
     if (!status) status = ort_dims(api)(shape, tensor->dims, tensor->count);
     ort_release_shape(api)(shape);
     if (status) return status;
@@ -36,7 +29,7 @@ static OrtStatus *read_tensor(const OrtApi *api, const OrtKernelContext *context
     return NULL;
 }
 
-static int same(const Tensor *tensor, size_t count, const size_t *dims) {
+int same(const Tensor *tensor, size_t count, const size_t *dims) {
     if (tensor->count != count) return 0;
     for (size_t i = 0; i < count; i++)
         if ((size_t)tensor->dims[i] != dims[i]) return 0;
@@ -104,12 +97,17 @@ OrtStatus *new_output(const Call *call, OrtKernelContext *context, size_t index,
     return ort_tensor_data(call->api)(output, data);
 }
 
-OrtStatus *in_parallel(const Call *call, void (*work)(void *, size_t), size_t tasks, void *user) {
+OrtStatus *spread(const OrtApi *api, const OrtKernelContext *context,
+                  void (*work)(void *, size_t), size_t tasks, void *user) {
     if (tasks == 1) {
         work(user, 0);
         return NULL;
     }
-    return ort_parallel_for(call->api)(call->context, work, tasks, 0, user);
+    return ort_parallel_for(api)(context, work, tasks, 0, user);
+}
+
+OrtStatus *in_parallel(const Call *call, void (*work)(void *, size_t), size_t tasks, void *user) {
+    return spread(call->api, call->context, work, tasks, user);
 }
 
 static void round_rows(void *user, size_t task) {

@@ -1,10 +1,12 @@
 /* Compares every version that this processor can run with the portable one, bit for bit, on random
- * shapes: rounding, products with every activation, and the best logits with their log-sum-exp.
+ * shapes: rounding, products with every activation, the best logits with their log-sum-exp, and
+ * attention, of which every row must come out alone as it does beside others.
  * Built with the address and undefined-behaviour sanitisers: every array is a block of its
  * own, exactly as large as it has to be.
  *
  *     check SEED CASES   exit code 0: all equal; 1: a difference; 2: nothing to run
  */
+#include "attention.h"
 #include "linear.h"
 #include "top.h"
 
@@ -151,6 +153,47 @@ static int same_case(const pl_version *const *versions, size_t count) {
     return !failed;
 }
 
+/* A head's result; `stride` of q and y, whose last row ends with the head's own columns. */
+static float *attended(const pl_version *version, pl_head h) {
+    h.y = calloc((h.rows - 1) * h.stride + h.width, sizeof *h.y);
+    void *room = aligned_alloc(64, (pl_head_room(h.rows, h.length, h.width) + 63) / 64 * 64);
+    if (!h.y || !room) exit(3);
+    version->attend(&h, room);
+    free(room);
+    return h.y;
+}
+
+static int same_attention(const pl_version *const *versions, size_t count) {
+    const size_t widths[] = {32, 64, 64, 80, 8, 13};
+    pl_head h = {.rows = between(1, 40), .length = between(1, 90), .scale = 0.125f};
+    h.width = draw() % 4 ? widths[draw() % 6] : between(1, 150);
+    h.stride = h.width + (draw() % 2 ? between(0, 70) : 0);
+    const size_t used = (h.rows - 1) * h.stride + h.width, keys = h.length * h.width;
+    float *q = block(used * 4), *k = block(keys * 4), *v = block(keys * 4);
+    for (size_t i = 0; i < used; i++) q[i] = number();
+    for (size_t i = 0; i < keys; i++) k[i] = number(), v[i] = number();
+    if (draw() % 8 == 0) q[draw() % used] = draw() % 2 ? NAN : INFINITY;
+    if (draw() % 8 == 0) (draw() % 2 ? k : v)[draw() % keys] = draw() % 2 ? NAN : -INFINITY;
+    if (draw() % 16 == 0) h.length = 0;
+    h.q = q, h.k = k, h.v = v, h.next = draw() % 2 ? k : NULL;
+    float *wanted = attended(&pl_portable, h);
+    int failed = 0;
+    for (size_t i = 0; i < count && !failed; i++) {
+        float *found = attended(versions[i], h);
+        const size_t row = draw() % h.rows;
+        pl_head single = h;
+        single.rows = 1, single.q += row * h.stride;
+        float *alone = attended(versions[i], single);
+        failed = differ(found, wanted, used) || differ(alone, wanted + row * h.stride, h.width);
+        free(found), free(alone);
+        if (failed)
+            printf("%s differs: attention, %zu rows, %zu keys of %zu\n", versions[i]->name, h.rows,
+                   h.length, h.width);
+    }
+    free(wanted), free(q), free(k), free(v);
+    return !failed;
+}
+
 int main(int count, char **words) {
     const char *names[] = {"avx2", "avx512-vnni", "neon"};
     const pl_version *versions[3];
@@ -164,7 +207,7 @@ int main(int count, char **words) {
     const long cases = strtol(words[2], NULL, 10);
     if (!found) return puts("only the portable version runs here"), 2;
     for (long i = 0; i < cases; i++)
-        if (!same_case(versions, found)) return 1;
+        if (!same_case(versions, found) || !same_attention(versions, found)) return 1;
     printf("%ld cases:", cases);
     for (size_t i = 0; i < found; i++) printf(" %s", versions[i]->name);
     puts(" equal portable");

@@ -55,6 +55,8 @@ typedef struct {
     size_t first_row, last_row, first_panel, last_panel;
 } pl_part;
 
+struct pl_head;
+
 typedef struct {
     const char *name;
     int interleaved; /* of each four k, the rows of a tile lie side by side: [tile][k/4][rows][4] */
@@ -64,6 +66,8 @@ typedef struct {
     /* Largest of `count` logits (a multiple of 16, padded with PL_PADDING), and in lane i the sum
      * of exp(logit - largest) over every 16th; NaN in a lane that holds a value not finite. */
     void (*reduce)(const float *logits, size_t count, float *most, float *sums);
+    /* One head's attention, with pl_head_room() bytes to work in (attention.h). */
+    void (*attend)(const struct pl_head *head, void *room);
 } pl_version;
 
 /* The fastest version that this processor can run, or the one that PRIMELENS_KERNELS names

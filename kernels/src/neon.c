@@ -3,9 +3,16 @@
  */
 #if defined(__aarch64__)
 #define PL_LANES 4
+#define PL_WIDEN(from) ((pl_doubles)vcvt_f64_f32(vld1_f32(from)))
+#define PL_FMA(a, b, c) ((pl_doubles)vfmaq_f64((float64x2_t)(c), (float64x2_t)(a), (float64x2_t)(b)))
+#define PL_ROWS 2
+#define PL_SPAN 4
 #include "vector.h"
 
 #include <arm_neon.h>
+
+#include "attention_vector.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -128,5 +135,5 @@ INLINE void tile4(const pl_product *p, size_t row, size_t panel, const int rows)
 PRODUCT(product8, tile8)
 PRODUCT(product4, tile4)
 
-const pl_version pl_neon = {"neon", 0, round_row, product8, product4, pl_reduce};
+const pl_version pl_neon = {"neon", 0, round_row, product8, product4, pl_reduce, pl_attend};
 #endif

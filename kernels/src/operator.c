@@ -17,6 +17,14 @@
  *   ids           int64  [..., k]  best first
  *   logits        float  [..., k]
  *   log_sum_exp   float  [...]     over all N
+ *
+ * CrossAttention, CrossAttentionRagged (attention.h), and the attribute scale
+ *
+ *   0 query       float  [I, R, H * D]
+ *   1 key         float  [I, H, L, D]
+ *   2 value       float  [I, H, L, D]
+ *   3 lengths     int32  [I]           Ragged only: how many of the L count
+ *   y             float  [I, R, H * D]
  */
 #include "call.h"
 #include "top.h"
@@ -142,13 +150,16 @@ static const Operator *own(const struct OrtCustomOp *op) { return (const Operato
 static OrtStatus *create(const struct OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info,
                          void **state) {
     int64_t top = 0;
+    float scale = 0;
     if (!strncmp(own(op)->name, "TopLogits", 9)) {
         TRY(ort_integer_attribute(api)(info, "k", &top));
         if (top < 1 || top > PL_MOST_TOP) return fail(api, "TopLogits: k must be 1 to 1024");
     }
+    if (!strncmp(own(op)->name, "CrossAttention", 14))
+        TRY(ort_float_attribute(api)(info, "scale", &scale));
     Kernel *kernel = malloc(sizeof *kernel);
-    if (!kernel) return fail(api, "Linear: out of memory");
-    *kernel = (Kernel){api, pl_choose(), own(op)->activation, (size_t)top};
+    if (!kernel) return fail(api, "an operator of primelens.kernels: out of memory");
+    *kernel = (Kernel){api, pl_choose(), own(op)->activation, (size_t)top, scale};
     *state = kernel;
     return NULL;
 }
@@ -164,6 +175,9 @@ static int no(const struct OrtCustomOp *op) { return (void)op, 0; }
 static int input_type(const struct OrtCustomOp *op, size_t index) {
     return (void)op, index == 1 || index == 4 ? ORT_UINT8 : ORT_FLOAT;
 }
+static int attention_type(const struct OrtCustomOp *op, size_t index) {
+    return (void)op, index == 3 ? ORT_INT32 : ORT_FLOAT;
+}
 static int floats(const struct OrtCustomOp *op, size_t i) { return (void)op, (void)i, ORT_FLOAT; }
 static int ids_first(const struct OrtCustomOp *op, size_t i) {
     return (void)op, i == 0 ? ORT_INT64 : ORT_FLOAT;
@@ -171,10 +185,10 @@ static int ids_first(const struct OrtCustomOp *op, size_t i) {
 static int required(const struct OrtCustomOp *op, size_t i) { return (void)op, (void)i, ORT_REQUIRED; }
 static int memory(const struct OrtCustomOp *op, size_t i) { return (void)op, (void)i, 0; }
 
-#define OPERATOR(compute, outputs, types, ...)                                               \
+#define OPERATOR(compute, inputs_, outputs, types, ...)                                      \
     {{                                                                                       \
         .version = ORT_ABI_VERSION, .name = name, .provider = provider,                      \
-        .input_type = input_type, .input_count = inputs, .output_type = types,               \
+        .input_type = inputs_, .input_count = inputs, .output_type = types,               \
         .output_count = outputs, .destroy = free, .input_characteristic = required,          \
         .output_characteristic = required, .input_memory = memory,                           \
         .variadic_input_least = no, .variadic_input_same = no, .variadic_output_least = no,  \
@@ -182,8 +196,8 @@ static int memory(const struct OrtCustomOp *op, size_t i) { return (void)op, (vo
         .start_version = first_version, .end_version = no_last_version,                      \
     }, __VA_ARGS__}
 #define LINEAR(suffix, activation)                                            \
-    OPERATOR(linear, one, floats, "Linear" suffix, 4, activation),            \
-    OPERATOR(linear, one, floats, "Linear4" suffix, 5, activation)
+    OPERATOR(linear, input_type, one, floats, "Linear" suffix, 4, activation),            \
+    OPERATOR(linear, input_type, one, floats, "Linear4" suffix, 5, activation)
 
 static const Operator operators[] = {
     LINEAR("", PL_NONE),
@@ -191,15 +205,17 @@ static const Operator operators[] = {
     LINEAR("Gelu", PL_GELU),
     LINEAR("GeluTanh", PL_GELU_TANH),
     LINEAR("QuickGelu", PL_QUICK_GELU),
-    OPERATOR(top_logits, three, ids_first, "TopLogits", 4, PL_NONE),
-    OPERATOR(top_logits, three, ids_first, "TopLogits4", 5, PL_NONE),
+    OPERATOR(top_logits, input_type, three, ids_first, "TopLogits", 4, PL_NONE),
+    OPERATOR(top_logits, input_type, three, ids_first, "TopLogits4", 5, PL_NONE),
+    OPERATOR(cross_attention, attention_type, one, floats, "CrossAttention", 3, PL_NONE),
+    OPERATOR(cross_attention, attention_type, one, floats, "CrossAttentionRagged", 4, PL_NONE),
 };
 
 /* Which version runs here; for people. */
 API const char *primelens_kernels_version(void) { return pl_choose()->name; }
 
 /* Which operators there are; kernels/__init__.py asks for the one it knows. */
-API int primelens_kernels_revision(void) { return 2; }
+API int primelens_kernels_revision(void) { return 3; }
 
 /* What ONNX Runtime calls when it is handed the library. The domain lives as long as the process. */
 API OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {

@@ -42,6 +42,8 @@ typedef struct {
 #define ort_dim_count(api) ORT_CALL(api, 61, OrtStatus *, const OrtShapeInfo *, size_t *)
 #define ort_dims(api) ORT_CALL(api, 62, OrtStatus *, const OrtShapeInfo *, int64_t *, size_t)
 #define ort_shape(api) ORT_CALL(api, 65, OrtStatus *, const OrtValue *, OrtShapeInfo **)
+#define ort_float_attribute(api) \
+    ORT_CALL(api, 85, OrtStatus *, const OrtKernelInfo *, const char *, float *)
 #define ort_integer_attribute(api) \
     ORT_CALL(api, 86, OrtStatus *, const OrtKernelInfo *, const char *, int64_t *)
 #define ort_input_count(api) ORT_CALL(api, 88, OrtStatus *, const OrtKernelContext *, size_t *)
@@ -54,7 +56,7 @@ typedef struct {
     ORT_CALL(api, 274, OrtStatus *, const OrtKernelContext *, void (*)(void *, size_t), size_t, \
              size_t, void *)
 
-enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT64 = 7 }; /* element types */
+enum { ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6, ORT_INT64 = 7 }; /* element types */
 enum { ORT_REQUIRED = 0 };             /* characteristic of inputs and outputs */
 enum { ORT_INVALID_ARGUMENT = 2 };     /* error code */
 

@@ -2,6 +2,8 @@
 #define PL_LANES 4
 #include "vector.h"
 
+#include "attention_vector.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,13 +108,14 @@ static void product4(const pl_product *p, const pl_part *part) {
     }
 }
 
-const pl_version pl_portable = {"portable", 0, round_row, product8, product4, pl_reduce};
+const pl_version pl_portable = {"portable", 0, round_row, product8, product4, pl_reduce, pl_attend};
 
 const pl_version *pl_find(const char *name) {
     if (!strcmp(name, "portable")) return &pl_portable;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2")) return &pl_avx2;
+    if (!strcmp(name, "avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return &pl_avx2;
     if (!strcmp(name, "avx512-vnni") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return &pl_avx512;

@@ -188,6 +188,24 @@ def test_the_same_bits_without_the_compiled_kernels(
                 np.testing.assert_array_equal(found[choice][output], values, f"{stem}, {output}")
 
 
+def test_decoders_in_fewer_bits_attend_to_pictures_in_the_kernel() -> None:
+    """Cross-attention alone: self-attention stays the engine's, and float32 everything."""
+    plan = random_plan(base_shape(layers=3), 1)
+    for name, ragged, kinds in (
+        ("fp32", False, {"MultiHeadAttention": 3}),
+        ("int8", False, {"CrossAttention": 3}),
+        ("int4", True, {"CrossAttentionRagged": 3}),
+    ):
+        model = build_decoder(plan, LENGTH, ragged_cross=ragged)
+        recipe(name).apply({"caption.decoder": model})
+        found = [node.op_type for node in model.graph if "Attention" in node.op_type]
+        assert {kind: found.count(kind) for kind in set(found)} == {
+            "GroupQueryAttention": 3,
+            **kinds,
+        }
+        assert set(kinds) - {"MultiHeadAttention"} <= {f[1] for f in model.functions}
+
+
 def any_feeds(inputs: Any) -> dict[str, Any]:
     """Something random for every input of a graph, of sizes that fit together."""
     rng, rows, width, free = np.random.default_rng(0), 4, 3, 6

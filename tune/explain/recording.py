@@ -21,6 +21,8 @@ from primelens.errors import DependencyError, EngineError
 
 __all__ = ["AttentionNode", "Recorded", "RecordingEngine", "RecordingGraph"]
 
+_CROSS = ("MultiHeadAttention", "CrossAttention", "CrossAttentionRagged")
+
 
 @dataclass(frozen=True)
 class AttentionNode:
@@ -103,19 +105,20 @@ class RecordingEngine(OnnxEngine):
 
 def attention_nodes(graph: Any) -> list[AttentionNode]:
     """The nodes of a decoder graph (``onnx.GraphProto``) that see the picture, in order."""
-    inputs = {value.name for value in graph.input}
+    shapes = {value.name: value.type.tensor_type.shape for value in graph.input}
     found = []
     for node in graph.node:
         attributes = {item.name: item for item in node.attribute}
-        if node.op_type == "MultiHeadAttention" and node.input[1].startswith("cross_key."):
+        if node.op_type in _CROSS and node.input[1].startswith("cross_key."):
             kind: Literal["cross", "prefix"] = "cross"
             key = node.input[1]
         elif node.op_type == "GroupQueryAttention" and "attention_bias" in node.input:
             kind, key = "prefix", node.input[3]
         else:
             continue
-        if key in inputs:
-            heads = int(attributes["num_heads"].i)
+        if key in shapes:
+            given = attributes.get("num_heads")
+            heads = shapes[key].dim[1].dim_value if given is None else int(given.i)
             scale = float(attributes["scale"].f)
             found.append(AttentionNode(kind, node.input[0], key, heads, scale))
     return found
