@@ -28,6 +28,10 @@ logger = logging.getLogger("primelens.engine")
 
 _registering = threading.Lock()
 _shared: bool | None = None  # whether sessions of this process share an arena; None: not yet asked
+# Every graph has threads of its own. Those of one that has run wait for the next run for as long as
+# the decode loop needs between two steps, lest they be woken at every step; by default they would
+# spin for 16 to 50 ms, on the cores that the next graph needs.
+_SPINNING = "1000"  # microseconds
 _ARENA = {"arena_extend_strategy": 1}  # kSameAsRequested
 _DTYPES = {
     "tensor(float)": "float32",
@@ -45,7 +49,8 @@ class OnnxEngine:
 
     Args:
         threads: intra-op threads; None takes ONNX Runtime's own choice (one per physical core).
-        spin: let pool threads spin between the operators of a run: faster steps, busier cores.
+        spin: let pool threads spin between the operators of a run, and for a millisecond behind it:
+            faster steps, busier cores.
     """
 
     def __init__(self, *, threads: int | None = None, spin: bool = True) -> None:
@@ -75,9 +80,7 @@ class OnnxEngine:
         if _memory_is_shared():
             options.add_session_config_entry("session.use_env_allocators", "1")
         if self._spin:
-            # Every graph has threads of its own: those of one that has run would go on spinning
-            # for some 30 ms on the cores that the next graph needs.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
+            options.add_session_config_entry("session.intra_op.spin_duration_us", _SPINNING)
         else:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

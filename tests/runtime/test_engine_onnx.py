@@ -76,3 +76,16 @@ def test_a_file_that_is_no_graph_is_an_engine_error(tmp_path: Path, content: byt
     with pytest.raises(primelens.EngineError, match=r"bad\.onnx") as caught:
         OnnxEngine().open(tmp_path / "bad.onnx")
     assert "primelens verify" in str(caught.value)
+
+
+@pytest.mark.parametrize(("spin", "wanted"), [(True, "1000"), (False, "")])
+def test_threads_spin_no_longer_than_between_two_steps(
+    doubling: Path, spin: bool, wanted: str
+) -> None:
+    graph = OnnxEngine(threads=2, spin=spin).open(doubling)
+    options = graph._session.get_session_options()
+    try:
+        found = options.get_session_config_entry("session.intra_op.spin_duration_us")
+    except RuntimeError:  # says so of an entry that was never made
+        found = ""
+    assert found == wanted
