@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from primelens.decoding.search import Search
 from primelens.decoding.session import DecoderSession, Step
 from primelens.decoding.slots import SlotCounts, SlotPlan, decode_slots
-from primelens.head import Progress, TextHead, asked_of, cancel_check
+from primelens.head import BoundConnector, Progress, TextHead, Workspace, asked_of, cancel_check
 from primelens.options import CaptionOptions
 from primelens.results import EncodedImage
 
@@ -58,28 +58,25 @@ def write_each(
     prompt = head.prompt(options.prompt)
     need = len(prompt) + head.limits([prompt], options).max_new_tokens[0]
     workspace = head._take((slots, slots * rows), head._room(need))
-    # A single slot reads what its own connector writes; several are filled one by one.
-    single = workspace if slots == 1 else head._take((1, rows), head._room(need))
-    session, alone, plan = workspace.session, single.session, SlotPlan(slots, rows)
+    session, plan = workspace.session, SlotPlan(slots, rows)
     assert isinstance(session, DecoderSession)
-    assert isinstance(alone, DecoderSession)
-    assert single.connector is not None
-    assert workspace.connector is not None
-    derived, read = single.connector.outputs, workspace.connector.outputs
+    connectors = _per_slot(head, workspace, slots)
+    alone: dict[int, DecoderSession] = {0: session} if slots == 1 else {}
 
     def begin(slot: int, item: _Item) -> tuple[Search, Step | None]:
-        item.connector = head._connect(single.connector, [item.image])
-        if single is not workspace:
-            for name, values in derived.items():
-                read[name][slot] = values[0]
+        bound = connectors[slot]
+        item.connector = head._connect(bound, [item.image])
         item.begun = time.perf_counter()
         search, _ = head._search(wanted, asked_of([item.image], None, options), options)
         step: Step | None = search.begin()
         if step is not None and step.tokens.shape[1] > 1:  # the prompt, by itself, as ever
-            alone.reset()
-            step = search.advance(alone.run(step))
-            if single is not workspace:
-                session.adopt(plan.part(slot), alone)
+            if slot not in alone:
+                alone[slot] = session.beside(rows, bound.outputs)
+            single = alone[slot]
+            single.reset()
+            step = search.advance(single.run(step))
+            if single is not session:
+                session.adopt(plan.part(slot), single)
         return search, step
 
     waiting: dict[int, tuple[EncodedImage, Progress]] = {}
@@ -97,5 +94,15 @@ def write_each(
                 following += 1
     finally:
         head._give_back(workspace)
-        if single is not workspace:
-            head._give_back(single)
+
+
+def _per_slot(head: TextHead, workspace: Workspace, slots: int) -> list[BoundConnector]:
+    """The connector for each slot; it writes where the slot's rows read."""
+    whole = workspace.connector
+    assert whole is not None
+    if slots == 1:
+        return [whole]
+    return [
+        head._bind_connector(1, {name: values[n : n + 1] for name, values in whole.outputs.items()})
+        for n in range(slots)
+    ]

@@ -371,12 +371,16 @@ class TextHead:
         )
         return Workspace(shape, capacity, connector, session)
 
-    def _bind_connector(self, images: int) -> BoundConnector:
+    def _bind_connector(
+        self, images: int, outputs: dict[str, Array] | None = None
+    ) -> BoundConnector:
+        """The connector over buffers of its own, or one that writes where it is told."""
         tap = np.zeros((images, *self._tap_shape), np.float32)
-        outputs: dict[str, Array] = {
-            name: np.zeros((images, *shape), np.float32)
-            for name, shape in self._cross_shapes.items()
-        }
+        if outputs is None:
+            outputs = {
+                name: np.zeros((images, *shape), np.float32)
+                for name, shape in self._cross_shapes.items()
+            }
         return BoundConnector(tap, self._connector.bind({self.spec.tap: tap}, outputs), outputs)
 
 

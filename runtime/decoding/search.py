@@ -126,7 +126,8 @@ class Search(Protocol):
 def log_softmax_at(scores: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
     """``[R]`` natural-log probabilities of one token per row of ``[R, V]`` scores."""
     top = scores.max(axis=1, keepdims=True)
-    total = np.exp(scores - top).sum(axis=1, dtype=np.float64)
+    shares = scores - top
+    total = np.exp(shares, out=shares).sum(axis=1, dtype=np.float64)  # while they are in the cache
     chosen = scores[np.arange(len(tokens)), tokens].astype(np.float64)
     result: NDArray[np.float64] = chosen - top[:, 0].astype(np.float64) - np.log(total)
     return result

@@ -127,6 +127,12 @@ class DecoderSession:
         self._past[:] = 0
         self._shared = None
 
+    def beside(self, rows: int, cross: dict[str, Array]) -> DecoderSession:
+        """Another session of the same graph and capacity, over other cross-attention buffers."""
+        return DecoderSession(
+            self._graph, self.spec, rows=rows, capacity=self.capacity, cross=cross
+        )
+
     def adopt(self, rows: slice, other: DecoderSession) -> None:
         """Let these rows go on from what the rows of another session hold."""
         length = int(other._past.max())

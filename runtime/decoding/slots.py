@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from primelens.decoding.search import Search
 from primelens.decoding.session import Session, Step
@@ -132,12 +133,13 @@ def _joined(batch: list[_Slot[T] | None], plan: SlotPlan) -> Step:
     """All slots' steps as one; free slots are parked."""
     total = plan.slots * plan.rows
     tokens, lengths = np.zeros((total, 1), np.int64), np.zeros(total, np.int64)
-    parents = np.arange(total)
+    parents: NDArray[np.int64] | None = None
     for number, slot in enumerate(batch):
         if slot is None:
             continue
         part = plan.part(number)
         tokens[part], lengths[part] = slot.step.tokens, slot.step.lengths
         if slot.step.parents is not None:
+            parents = np.arange(total) if parents is None else parents
             parents[part] = slot.step.parents + part.start
     return Step(tokens, lengths, parents)

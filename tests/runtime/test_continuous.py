@@ -91,6 +91,17 @@ def test_rows_are_used_again_while_others_go_on(fake_bundle: FakeBundle) -> None
     assert counts.waste < 0.15  # the last pictures have nobody to make room for
 
 
+def test_a_picture_by_itself_takes_one_session(fake_bundle: FakeBundle) -> None:
+    """Its keys and values are there once: they are the most of what a caption needs."""
+    model = primelens.load(fake_bundle.folder, engine=fake_bundle.engine)
+    options = CaptionOptions(max_new_tokens=4)
+    (found,) = model.caption_batch([picture(3)], options, batch_size=1)
+    assert isinstance(found, Caption)
+    assert [space.shape for space in model.head()._free.values()] == [(1, 1)]
+    assert told(model.caption(picture(3), options)) == told(found)
+    assert len(model.head()._free) == 1
+
+
 def test_nothing_is_taken_before_it_is_needed(fake_bundle: FakeBundle) -> None:
     model = primelens.load(fake_bundle.folder, engine=fake_bundle.engine)
     taken = []
