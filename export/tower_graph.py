@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from primelens.export.registry import TowerSplit
+from primelens.export.tower_attention import fuse_attention
 from primelens.export.traced import traced
 
 __all__ = ["build_tower"]
@@ -37,6 +38,7 @@ def build_tower(split: TowerSplit, shape: tuple[int, ...]) -> ir.Model:
         what="the image tower",
     )
     _means_as_products(model.graph)
+    fuse_attention(model)
     return model
 
 
