@@ -105,6 +105,7 @@ class PrimelensSystem:
         self._head = caption_head(self._model.manifest)
         if self._head is not None:
             self._engine.watched = {self._head.decoder.graph}
+        self._one_by_one = self._head is not None and self._model.head("caption").continuous
 
     def describe(self) -> Description:
         manifest = self._model.manifest
@@ -136,9 +137,9 @@ class PrimelensSystem:
             )
         )
         stamps = tuple(self._engine.stamps) if requests[0].beams == 1 else ()
-        prepared = sum(row.timings.preprocess for row in rows if isinstance(row, Caption))
+        shared = _shared([row for row in rows if isinstance(row, Caption)], self._one_by_one)
         return [
-            _answer(request, row, stamps, prepared)
+            _answer(request, row, stamps, shared)
             for request, row in zip(requests, rows, strict=True)
         ]
 
@@ -164,13 +165,33 @@ def _options(request: Request) -> primelens.CaptionOptions:
     )
 
 
+def _shared(rows: Sequence[Caption], one_by_one: bool) -> dict[str, float]:
+    """Milliseconds of the stages that are told of one picture, for the whole batch.
+
+    Pictures are read one by one. Where the connector runs for one picture at a time, it runs for
+    the later ones after the first one's steps have begun, and is no part of them.
+    """
+    if not rows:
+        return {}
+    times = [row.timings.as_milliseconds() for row in rows]
+    found = {"preprocess": sum(time["preprocess"] for time in times)}
+    if one_by_one:
+        later = connector = sum(time["connector"] for time in times)
+        step = 0.0
+        for time in times:
+            later -= time["connector"]
+            step = max(step, time["step"] - later)
+        found |= {"connector": connector, "step": step}
+    return found
+
+
 def _answer(
-    request: Request, row: Caption | Failure, stamps: tuple[float, ...], prepared: float
+    request: Request, row: Caption | Failure, stamps: tuple[float, ...], shared: Mapping[str, float]
 ) -> Answer:
-    """``prepared``: seconds of preprocessing of the whole batch, as the other stages are told."""
+    """``shared``: what `_shared` says of the batch."""
     if isinstance(row, Failure):
         return Answer(request.index, error=row.error.message)
-    milliseconds = {**row.timings.as_milliseconds(), "preprocess": prepared * 1e3}
+    milliseconds = {**row.timings.as_milliseconds(), **shared}
     return Answer(
         request.index,
         text=row.text,

@@ -62,6 +62,7 @@ def measure_starts(run: PartRun, say: Say) -> dict[str, Any]:
                 }
             else:
                 missing[f"{precision}/transformers"] = systems["transformers"]["error"]
+    run.look_again()
     return {"systems": systems, "values": values, "missing": missing}
 
 

@@ -12,7 +12,7 @@ from primelens.bench.estimators import percentile
 from primelens.bench.graph_work import weight_operations
 from primelens.bench.run import Say
 from primelens.bench.step import measure_steps
-from primelens.bench.step_bytes import graph_weights, step_bytes
+from primelens.bench.step_bytes import StepBytes, graph_weights, step_bytes
 from primelens.bench.steppers import RuntimeStepper
 from primelens.bundle import open_bundle
 
@@ -45,7 +45,7 @@ def measure_step_part(run: PartRun, say: Say) -> dict[str, Any]:
     operations = _operations(run)
     vocabulary = next(iter(steppers.values())).spec.vocab_size
     tokens = np.random.default_rng(0).integers(0, vocabulary, PAST + STEPS).tolist()
-    values, systems = {}, {}
+    found: dict[tuple[str, int], tuple[float, StepBytes, bool]] = {}
     for batch in run.part.batches:
         at_hand = [name for name in names if (name, batch) in wanted]
         if not at_hand:
@@ -58,13 +58,13 @@ def measure_step_part(run: PartRun, say: Say) -> dict[str, Any]:
         )
         for name in at_hand:
             middle = percentile([s for block in seconds[name] for s in block], 50.0)
-            limit = _limits(run, steppers[name], batch, operations)
-            values[f"{name}/limit/{batch}"] = {"value": middle / limit["total"]}
-            systems[f"{name}, batch {batch}"] = {
-                "seconds": middle,
-                "limit": limit,
-                "same_tokens": same,
-            }
+            found[name, batch] = middle, _read(steppers[name], batch), same
+    run.look_again()
+    values, systems = {}, {}
+    for (name, batch), (middle, read, same) in found.items():
+        limit = _limits(run, name, read, batch * operations)
+        values[f"{name}/limit/{batch}"] = {"value": middle / limit["total"]}
+        systems[f"{name}, batch {batch}"] = {"seconds": middle, "limit": limit, "same_tokens": same}
     return {"values": values, "systems": systems}
 
 
@@ -74,14 +74,17 @@ def _operations(run: PartRun) -> int:
     return weight_operations(bundle.path(require_caption_head(bundle.manifest).decoder.graph))
 
 
-def _limits(run: PartRun, stepper: RuntimeStepper, batch: int, operations: int) -> dict[str, float]:
-    """Seconds that memory and arithmetic need at least; ``total`` is the larger of the two."""
+def _read(stepper: RuntimeStepper, batch: int) -> StepBytes:
+    """What a step in the middle of a block reads."""
     weights = graph_weights(stepper.bundle.path(stepper.spec.graph))
-    read = step_bytes(
-        weights, stepper.spec, stepper.cross_bytes, past=PAST + (STEPS - 1) // 2, rows=batch
-    )
+    middle = PAST + (STEPS - 1) // 2
+    return step_bytes(weights, stepper.spec, stepper.cross_bytes, past=middle, rows=batch)
+
+
+def _limits(run: PartRun, name: str, read: StepBytes, operations: int) -> dict[str, float]:
+    """Seconds that memory and arithmetic need at least; ``total`` is the larger of the two."""
     limits = run.limits
     int8 = limits.int8_op_per_s or limits.fp32_flop_per_s
-    peak = limits.fp32_flop_per_s if stepper.name == "fp32" else int8
-    memory, arithmetic = read.total / limits.read_bytes_per_s, batch * operations / peak
+    peak = limits.fp32_flop_per_s if name == "fp32" else int8
+    memory, arithmetic = read.total / limits.read_bytes_per_s, operations / peak
     return {"memory": memory, "arithmetic": arithmetic, "total": max(memory, arithmetic)}
