@@ -91,15 +91,19 @@ def test_rows_are_used_again_while_others_go_on(fake_bundle: FakeBundle) -> None
     assert counts.waste < 0.15  # the last pictures have nobody to make room for
 
 
-def test_a_picture_by_itself_takes_one_session(fake_bundle: FakeBundle) -> None:
-    """Its keys and values are there once: they are the most of what a caption needs."""
+@pytest.mark.parametrize("prompt", [None, "of the"])
+def test_slots_read_what_their_own_connector_writes(
+    fake_bundle: FakeBundle, prompt: str | None
+) -> None:
+    """No session stands beside theirs, whose keys and values would have to be moved."""
     model = primelens.load(fake_bundle.folder, engine=fake_bundle.engine)
-    options = CaptionOptions(max_new_tokens=4)
-    (found,) = model.caption_batch([picture(3)], options, batch_size=1)
-    assert isinstance(found, Caption)
-    assert [space.shape for space in model.head()._free.values()] == [(1, 1)]
-    assert told(model.caption(picture(3), options)) == told(found)
-    assert len(model.head()._free) == 1
+    options = CaptionOptions(prompt=prompt, max_new_tokens=6)
+    images = [picture(seed) for seed in range(7)]
+    found = list(model.caption_batch(images, options, batch_size=3))
+    assert [space.shape for space in model.head()._free.values()] == [(3, 3)]
+    wanted = [told(model.caption(image, options)) for image in images]
+    assert [told(c) for c in found if isinstance(c, Caption)] == wanted
+    assert len({c.tokens for c in found if isinstance(c, Caption)}) > 1
 
 
 def test_nothing_is_taken_before_it_is_needed(fake_bundle: FakeBundle) -> None:
