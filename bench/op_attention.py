@@ -198,7 +198,7 @@ def _model(way: str, memory: Array) -> Any:
     domain, kind, _ = WAYS[way]
     _, _, heads, places, width = memory.shape
     extra = {"num_heads": heads} if kind == "MultiHeadAttention" else {}
-    inputs = {"query": ["I", "R", heads * width]}
+    inputs: dict[str, list[Any]] = {"query": ["I", "R", heads * width]}
     nodes, outputs = [], []
     for i in range(len(memory) // 2):
         names = [f"key{i}", f"value{i}"]
