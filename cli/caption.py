@@ -35,7 +35,7 @@ class CaptionRequest:
     model: str = "default"
     batch_size: int = 8
     max_new_tokens: int | None = None
-    prompt: str | None = None
+    prompt: tuple[str, ...] = ()
     frames: int | None = None
     beams: int | None = None
     settings: tuple[str, ...] = ()
@@ -65,7 +65,11 @@ class CaptionRequest:
     help="Pictures decoded together; the captions do not depend on it.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest caption in tokens.")
-@click.option("--prompt", help="Text that every caption continues.")
+@click.option(
+    "--prompt",
+    multiple=True,
+    help="Text that every caption continues; may be repeated, once for each picture.",
+)
 @click.option(
     "--frames",
     type=click.IntRange(min=1),
@@ -111,17 +115,26 @@ def caption(ctx: click.Context, /, **chosen: Any) -> None:
     request = CaptionRequest(**chosen)
     if request.stream and request.as_json:
         raise click.UsageError("--stream shows text as it grows; --json writes finished rows.")
-    options = _options(request)
-    if _run(request, expand(request.images), options):
+    entries = expand(request.images)
+    if len(request.prompt) > 1 and len(request.prompt) != len(entries):
+        raise click.UsageError(
+            f"--prompt is given {len(request.prompt)} times for {len(entries)} pictures: give one "
+            "for all of them, or one for each."
+        )
+    if _run(request, entries, _options(request, entries)):
         ctx.exit(1)
 
 
-def _options(request: CaptionRequest) -> CaptionOptions:
+def _options(request: CaptionRequest, entries: Entries) -> CaptionOptions:
     from primelens.options import CaptionOptions
 
+    prompts: str | tuple[str, ...] | None = request.prompt[0] if request.prompt else None
+    if len(request.prompt) > 1:
+        pairs = zip(request.prompt, entries, strict=True)
+        prompts = tuple(prompt for prompt, entry in pairs if isinstance(entry, str))
     return CaptionOptions(
         max_new_tokens=request.max_new_tokens,
-        prompt=request.prompt,
+        prompt=prompts,
         decoding=decoding_options(request.settings, request.beams),
     )
 
@@ -173,15 +186,18 @@ def _stream(
     model: Model, entries: Entries, options: CaptionOptions, output: _Output, frames: int | None
 ) -> None:
     from primelens.errors import InputError
+    from primelens.prompts import with_prompts_at
     from primelens.results import Failure
 
+    place = -1  # among the entries that are pictures
     for entry in entries:
         if isinstance(entry, Unmatched):
             output.write(entry.argument, unmatched(entry))
             continue
-        begun = False
+        begun, place = False, place + 1
         try:
-            for piece in model.stream(_source(entry, frames), options):
+            asked = with_prompts_at(options, [place])
+            for piece in model.stream(_source(entry, frames), asked):
                 output.write_piece(entry, piece.text, first=not begun)
                 begun = True
                 if piece.caption is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from primelens.decoding.session import DecoderSession, Step
 from primelens.decoding.slots import SlotCounts, SlotPlan, decode_slots
 from primelens.head import BoundConnector, Progress, TextHead, Workspace, asked_of, cancel_check
 from primelens.options import CaptionOptions
+from primelens.prompts import with_prompts_at
 from primelens.results import EncodedImage
 
 __all__ = ["write_each"]
@@ -23,12 +25,14 @@ class _Item:
     Attributes:
         number: its place among the pictures.
         image: the picture.
+        options: how it is decoded, with its own prompt.
         connector: seconds that the connector took.
         begun: when its first step began.
     """
 
     number: int
     image: EncodedImage
+    options: CaptionOptions
     connector: float = 0.0
     begun: float = 0.0
 
@@ -40,6 +44,7 @@ def write_each(
     *,
     slots: int,
     counts: SlotCounts | None = None,
+    places: Iterable[int] | None = None,
 ) -> Iterator[tuple[EncodedImage, Progress]]:
     """What the head writes about each picture, in the pictures' order.
 
@@ -52,11 +57,12 @@ def write_each(
         options: how to decode.
         slots: pictures decoded at a time.
         counts: is told how well the rows were used.
+        places: where each picture's prompt stands in ``options.prompt``; looked at after the
+            picture was taken. None for one after the other.
     """
     wanted = head.effective(options)
     rows = wanted.rows_per_picture
-    prompt = head.prompt(options.prompt)
-    need = len(prompt) + head.limits([prompt], options).max_new_tokens[0]
+    need = _longest(head, options)
     workspace = head._take((slots, slots * rows), head._room(need))
     session, plan = workspace.session, SlotPlan(slots, rows)
     assert isinstance(session, DecoderSession)
@@ -67,7 +73,7 @@ def write_each(
         bound = connectors[slot]
         item.connector = head._connect(bound, [item.image])
         item.begun = time.perf_counter()
-        search, _ = head._search(wanted, asked_of([item.image], None, options), options)
+        search, _ = head._search(wanted, asked_of([item.image], None, item.options), item.options)
         step: Step | None = search.begin()
         if step is not None and step.tokens.shape[1] > 1:  # the prompt, by itself, as ever
             if slot not in alone:
@@ -82,7 +88,11 @@ def write_each(
     waiting: dict[int, tuple[EncodedImage, Progress]] = {}
     following = 0
     try:
-        items = (_Item(number, image) for number, image in enumerate(images))
+        taken = zip(images, itertools.count() if places is None else places, strict=False)
+        items = (
+            _Item(number, image, with_prompts_at(options, [place]))
+            for number, (image, place) in enumerate(taken)
+        )
         found = decode_slots(
             session, items, begin, plan, check=cancel_check(options), counts=counts
         )
@@ -106,3 +116,11 @@ def _per_slot(head: TextHead, workspace: Workspace, slots: int) -> list[BoundCon
         head._bind_connector(1, {name: values[n : n + 1] for name, values in whole.outputs.items()})
         for n in range(slots)
     ]
+
+
+def _longest(head: TextHead, options: CaptionOptions) -> int:
+    """The most tokens that a sequence can have, prompt included."""
+    given = options.prompt
+    several = [given] if given is None or isinstance(given, str) else list(dict.fromkeys(given))
+    prompts = [head.prompt(prompt) for prompt in several or [None]]
+    return max(len(p) + head.limits([p], options).max_new_tokens[0] for p in prompts)

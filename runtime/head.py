@@ -28,6 +28,7 @@ from primelens.engine import Array, BoundCall, Engine, Graph
 from primelens.errors import BundleError, CancelledError, InputError, OptionError, PromptError
 from primelens.manifest import DecoderSpec, HeadSpec
 from primelens.options import CaptionOptions
+from primelens.prompts import prompts_of
 from primelens.results import EncodedImage
 from primelens.text import TokenText
 from primelens.wording import Wording
@@ -247,7 +248,7 @@ class TextHead:
             images: encoded pictures.
             options: how to decode.
             texts: per picture the prompts or questions (None for none), equally many for each;
-                without them ``options.prompt`` is put to every picture. All of a picture's
+                without them ``options.prompt`` is put to the pictures. All of a picture's
                 sequences read one copy of what the connector made of it.
         """
         wanted = self.effective(options)
@@ -416,7 +417,11 @@ def asked_of(
 ) -> list[Asked]:
     """What `TextHead.decode` is asked for, by image, then by text."""
     if texts is None:
-        return [Asked(n, options.prompt, image.source) for n, image in enumerate(images)]
+        prompts = prompts_of(options, len(images))
+        return [
+            Asked(number, prompt, image.source)
+            for number, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+        ]
     if len({len(some) for some in texts}) > 1 or len(texts) != len(images):
         raise InputError("Every picture of a batch must come with equally many texts.")
     return [

@@ -35,6 +35,7 @@ from primelens.manifest import Manifest
 from primelens.options import CacheOptions, CaptionOptions, LoadOptions
 from primelens.prefix_head import PrefixHead
 from primelens.preprocessing import Preprocessing
+from primelens.prompts import counted, with_prompts_at
 from primelens.ranking import RankCalls, heads_in_words
 from primelens.resident import release_heap
 from primelens.results import Caption, EncodedImage, Failure, Piece
@@ -203,7 +204,8 @@ class Model(RankCalls):
     ) -> Caption | list[Caption]:
         """Caption one picture, or a list of pictures as one batch.
 
-        The result of a picture does not depend on its companions in the batch.
+        The result of a picture does not depend on its companions in the batch, nor on their
+        prompts, where ``options.prompt`` has one for each.
 
         Args:
             images: anything that `encode` takes, or what it returned; a list gives a list.
@@ -236,12 +238,15 @@ class Model(RankCalls):
                 whose caption ends makes room for the next.
         """
         head = self.head("caption", options.head)
-        batches = self._encoder.batches(images, batch_size)
+        batches = self._encoder.batches(counted(images, options), batch_size)
         if head.continuous:
             yield from self._caption_each(head, batches, options)
             return
+        before = 0
         for prepared, encoded in batches:
-            captions = iter(self._write(head, encoded, options) if encoded else [])
+            asked = with_prompts_at(options, _good(prepared, before))
+            before += len(prepared)
+            captions = iter(self._write(head, encoded, asked) if encoded else [])
             for item in prepared:
                 yield item if isinstance(item, Failure) else next(captions)
 
@@ -253,14 +258,19 @@ class Model(RankCalls):
         if first is None:
             return
         outcomes: deque[Failure | None] = deque()  # None stands for a caption to come
+        places: deque[int] = deque()  # of the pictures that were encoded, among all
 
         def encoded() -> Iterator[EncodedImage]:
+            before = 0
             for prepared, images in chain([first], batches):
+                places.extend(_good(prepared, before))
+                before += len(prepared)
                 outcomes.extend(item if isinstance(item, Failure) else None for item in prepared)
                 yield from images
 
         slots = max(len(first[1]), 1)
-        for image, progress in write_each(head, encoded(), options, slots=slots):
+        taken = iter(places.popleft, None)
+        for image, progress in write_each(head, encoded(), options, slots=slots, places=taken):
             while (failure := outcomes.popleft()) is not None:
                 yield failure
             yield self._results([image], progress, head)[0]
@@ -429,6 +439,12 @@ class Model(RankCalls):
         if unsure or (self._domain is not None and self._domain.is_outside(image)):
             return domain.notice or f"outside this model's domain: {domain.description}"
         return None
+
+
+def _good(prepared: Sequence[object], before: int) -> list[int]:
+    """Places of the pictures that could be read, where so many stood before them."""
+    good = (number for number, item in enumerate(prepared) if not isinstance(item, Failure))
+    return [before + number for number in good]
 
 
 def _locate(name: str, revision: str | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,16 @@ from primelens.decoding.options import DecodingOptions
 from primelens.errors import OptionError
 
 __all__ = ["CacheOptions", "CaptionOptions", "LoadOptions", "RankOptions"]
+
+
+def _prompts(given: object) -> tuple[str | None, ...]:
+    """One for every picture, as a tuple, so that options stay what they are."""
+    if not isinstance(given, (list, tuple)):
+        raise OptionError(f"prompt is {given!r}; it must be a string, or a list of them.")
+    for number, prompt in enumerate(given):
+        if prompt is not None and not isinstance(prompt, str):
+            raise OptionError(f"prompt {number + 1} is {prompt!r}; it must be a string or None.")
+    return tuple(given)
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
@@ -54,7 +65,8 @@ class CaptionOptions:
     Attributes:
         max_new_tokens: longest caption in tokens, the end token included.
         min_new_tokens: the end token is not allowed before that many tokens.
-        prompt: text that the caption continues; the result's text starts after it.
+        prompt: text that the caption continues; the result's text starts after it. One for all
+            pictures of a call, or a sequence with one, or None, for each of them.
         head: which of the bundle's heads writes, by its name; None takes the first of its kind.
         decoding: how tokens are chosen.
         cancel: set this event from another thread and the call raises `CancelledError` before its
@@ -63,7 +75,7 @@ class CaptionOptions:
 
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
-    prompt: str | None = None
+    prompt: str | Sequence[str | None] | None = None
     head: str | None = None
     decoding: DecodingOptions = DecodingOptions()  # noqa: RUF009 - frozen, hence safe to share
     cancel: threading.Event | None = None
@@ -72,7 +84,7 @@ class CaptionOptions:
         _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("min_new_tokens", self.min_new_tokens, 0)
         if self.prompt is not None and not isinstance(self.prompt, str):
-            raise OptionError(f"prompt is {self.prompt!r}; it must be a string.")
+            object.__setattr__(self, "prompt", _prompts(self.prompt))
         if not isinstance(self.decoding, DecodingOptions):
             raise OptionError(f"decoding is {self.decoding!r}; it must be DecodingOptions.")
         limit = self.max_new_tokens

@@ -97,6 +97,18 @@ def test_options_reach_the_model(run: Run, model: Any, pictures: Path) -> None:
     assert model.batches == [["bad.jpeg", "bird.JPG"], ["cat.png"]]
 
 
+def test_prompts_are_one_for_all_or_one_for_each(run: Run, model: Any, pictures: Path) -> None:
+    two = ["--prompt", "a", "--prompt", "b"]
+    assert run("caption", *two, "cat.png", "bird.JPG").exit_code == 0
+    assert run("caption", *two, "cat.png", "empty").exit_code == 1
+    assert [options.prompt for options in model.options] == [("a", "b"), ("a", "b"), ("a",)]
+    result = run("caption", *two, "cat.png")
+    assert result.exit_code == 2
+    assert "given 2 times for 1 pictures" in result.stderr
+    assert run("caption", *two, "--stream", "cat.png", "bird.JPG").exit_code == 0
+    assert [options.prompt for options in model.options[3:]] == [("a",), ("b",)]
+
+
 def test_a_cache_is_asked_for_by_its_folder(run: Run, model: Any, pictures: Path) -> None:
     assert run("caption", "cat.png", "--cache", "kept").exit_code == 0
     assert [cache for _, _, cache in model.loaded] == [CacheOptions("kept")]

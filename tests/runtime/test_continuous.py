@@ -63,6 +63,41 @@ def test_captions_are_those_of_pictures_by_themselves(
     assert [told(c) for c in found if isinstance(c, Caption)] == [told(c) for c in wanted]
 
 
+PROMPTS = st.sampled_from([None, "a", "of the", "two words and more"])
+
+
+@LENIENT
+@given(
+    given=st.lists(st.tuples(st.integers(0, 40), PROMPTS, st.booleans()), max_size=12),
+    size=st.integers(1, 5),
+    decoding=DECODINGS,
+    limit=st.integers(1, 12),
+)
+def test_prompts_of_their_own_are_told_apart(
+    fake_bundle: FakeBundle,
+    given: list[tuple[int, str | None, bool]],
+    size: int,
+    decoding: Any,
+    limit: int,
+) -> None:
+    """One by one, in one call and in batches alike; what fails keeps its place and its prompt."""
+    model = primelens.load(fake_bundle.folder, engine=fake_bundle.engine)
+
+    def options(prompt: Any) -> CaptionOptions:
+        return CaptionOptions(prompt=prompt, max_new_tokens=limit, decoding=decoding)
+
+    alone = [
+        told(model.caption(picture(n), options(prompt))) if good else None
+        for n, prompt, good in given
+    ]
+    images = [picture(n) if good else b"no picture" for n, _, good in given]
+    asked = options([prompt for _, prompt, _ in given])
+    found = list(model.caption_batch(images, asked, batch_size=size))
+    assert [told(c) if isinstance(c, Caption) else None for c in found] == alone
+    if all(good for _, _, good in given):
+        assert [told(c) for c in model.caption(images, asked)] == alone
+
+
 @LENIENT
 @given(
     places=st.lists(st.booleans(), min_size=1, max_size=15),

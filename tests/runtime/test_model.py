@@ -109,6 +109,30 @@ def test_an_empty_or_overlong_prompt_is_refused(model: Model, prompt: str) -> No
         model.caption(picture(1), CaptionOptions(prompt=prompt))
 
 
+def test_every_picture_has_its_own_prompt(model: Model) -> None:
+    images = [picture(n) for n in range(3)]
+    prompts = ["ab", None, "a longer one"]
+    found = model.caption(images, CaptionOptions(prompt=prompts, max_new_tokens=4))
+    for image, prompt, caption in zip(images, prompts, found, strict=True):
+        ids = [] if prompt is None else model.head().text.encode(prompt)
+        assert list(caption.tokens) == reference(model, image, 4, [EOS, *ids])
+        assert caption.question is None
+    prompts[0] = "cd"  # the options are what they were when they were made
+    assert CaptionOptions(prompt=prompts) == CaptionOptions(prompt=tuple(prompts))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_prompts_for_other_pictures_are_refused(model: Model, count: int) -> None:
+    images, options = [picture(n) for n in range(count)], CaptionOptions(prompt=["a", "b"])
+    with pytest.raises(primelens.OptionError, match=f"2 prompts for {count} pictures"):
+        model.caption(images, options)
+    for size in (1, 2, 8):
+        with pytest.raises(primelens.OptionError, match=r"2 prompts for (1|more) pictures"):
+            list(model.caption_batch(images, options, batch_size=size))
+    with pytest.raises(primelens.OptionError, match="2 prompts for 1 pictures"):
+        list(model.stream(images[0], options))
+
+
 def test_more_tokens_than_positions_are_refused(model: Model) -> None:
     with pytest.raises(primelens.OptionError, match=f"room for {POSITIONS}"):
         model.caption(picture(1), CaptionOptions(max_new_tokens=POSITIONS + 1))
@@ -119,6 +143,7 @@ def test_more_tokens_than_positions_are_refused(model: Model) -> None:
 @pytest.mark.parametrize(
     "bad",
     [{"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"min_new_tokens": -1}, {"prompt": 3},
+     {"prompt": ["a", 3]}, {"prompt": {"a"}},
      {"max_new_tokens": 2, "min_new_tokens": 3}, {"max_new_tokens": True}],
 )  # fmt: skip
 def test_bad_options_are_refused_when_they_are_made(bad: dict[str, Any]) -> None:

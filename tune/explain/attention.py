@@ -23,6 +23,7 @@ from primelens.errors import InputError, UnsupportedError
 from primelens.images import ImageSource
 from primelens.model import Model, load
 from primelens.options import CaptionOptions, LoadOptions
+from primelens.prompts import prompts_of
 from primelens.results import Caption, EncodedImage
 from primelens.tune.explain.recording import AttentionNode, Recorded, RecordingEngine
 
@@ -103,13 +104,13 @@ class Explainer:
         """
         options = options or CaptionOptions()
         options = replace(options, head=self.head)
-        self.prompt = options.prompt
+        (self.prompt,) = prompts_of(options, 1)
         encoded = self.model.encode(image)
         if question is None:
             caption = self.model.caption(encoded, options)
         else:
             caption = self.model.answer(encoded, question, options)
-        asked = options.prompt if question is None else question
+        asked = self.prompt if question is None else question
         weights, method = self._weights(encoded, caption, asked)
         picture = self.model.preprocessing.seen(image)
         grid, extra = grid_of(weights.shape[1], picture.shape[0], picture.shape[1])
