@@ -22,6 +22,8 @@ from primelens.export.reference_works import build
 from primelens.export.registry import ModelSplit, frames_of
 from primelens.video import preprocessed
 
+from .rank_mutations import Drafted, drafts
+
 OPTIONS = ExportOptions(gate=GateOptions(threads=1, random_images=4, steps=24))
 
 
@@ -96,3 +98,17 @@ def works(checkpoints: Callable[[str], Path]) -> Callable[[str], Work]:
         return Work(folder, checkpoint, split, draft, answers_of(checkpoint, split, OPTIONS.gate))
 
     return of
+
+
+@pytest.fixture(scope="session")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Drafted]:
+    """Name of a work → everything up to the gate, made once; its end token stays."""
+    return drafts(tmp_path_factory.mktemp("drafts"))
+
+
+@pytest.fixture(scope="session")
+def t5_works(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Work]:
+    """Name of a BLIP-2 work with T5 → everything up to the gate, made once."""
+    from .t5_works import work_of  # which needs what is above
+
+    return cache(lambda name: work_of(tmp_path_factory.mktemp(name), name))

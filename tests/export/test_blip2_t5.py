@@ -1,390 +1,48 @@
-"""BLIP-2 with T5: mutations of its exports, its source's ways, prompts in company."""
+"""BLIP-2 with T5: its source's ways, and prompts in company."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 
 import primelens
 from primelens import CaptionOptions, DecodingOptions, LoadOptions
-from primelens.errors import GateError, PromptError
+from primelens.errors import PromptError
 from primelens.export.bundle_writer import write_draft
-from primelens.export.checkpoint import open_checkpoint
-from primelens.export.decoder_graph import build_decoder
-from primelens.export.decoder_plan import RelativeBias, Stack
-from primelens.export.draft import Draft, draft_bundle
 from primelens.export.pictures import random_pictures
-from primelens.export.pipeline import answers_of, export_checkpoint, prove
-from primelens.export.prefix_graph import build_projector
+from primelens.export.pipeline import export_checkpoint
 from primelens.export.proof import ProofOptions, Subject, prove_captions
-from primelens.export.proof_captions import end_token
-from primelens.export.quantise import INT8
-from primelens.export.question_graph import PICTURE, build_question_encoder, read_by
-from primelens.export.questions import ids_of, questions_for
-from primelens.export.reference_works import build
-from primelens.export.registry import Prefix
+from primelens.export.questions import ids_of
 from primelens.export.work import find_work
 from primelens.verify import verify
 
 from .conftest import OPTIONS, Work
-from .mutations import (
-    VIT,
-    Mutation,
-    Table,
-    at,
-    borrowed_cross,
-    copy_of,
-    in_attributes,
-    in_generation,
-    in_input,
-    minus_one,
-    next_image,
-    other_gelu,
-    rolled,
-    swapped_cross,
-    swapped_layers,
-    times,
-)
+from .t5_works import HEAD, NAMES, head_of, load
 
-_replace: Any = dataclasses.replace
-NAMES = ("tiny-blip2-flan-t5", "tiny-blip2-t5")
-HEAD, TAP = "caption", "last_hidden_state"
 PROMPTS = [None, "a view of", "how many of the red shapes are there in the picture?", "who?", None]
 QUICK = CaptionOptions(max_new_tokens=8)
 BEAMS = CaptionOptions(max_new_tokens=8, decoding=DecodingOptions(num_beams=3))
 
-Change = Callable[[Any], Any]
-
-
-def work_of(folder: Path, name: str) -> Work:
-    checkpoint = open_checkpoint(build(name, folder, seed=0))
-    head: Any = checkpoint.family.split(checkpoint.model).heads[HEAD]
-    pixels = checkpoint.preprocessing.batch(random_pictures(4, (32, 32), OPTIONS.gate.seed))
-    asked = ids_of(checkpoint.tokenizer, head, questions_for(checkpoint.tokenizer, head, 4)[:4])
-    reference = head.reference.asking(asked)
-    token = end_token(reference.generate(pixels, {"max_new_tokens": 20}, plain=True))
-    assert token is not None
-    family: Any = checkpoint.family
-    family.end_with(folder, checkpoint.model, token)
-    split = checkpoint.family.split(checkpoint.model)
-    draft = draft_bundle(checkpoint, split, OPTIONS)
-    return Work(folder, checkpoint, split, draft, answers_of(checkpoint, split, OPTIONS.gate))
-
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
-    return {name: work_of(tmp_path_factory.mktemp(name), name) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def bundle(made: dict[str, Work], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(t5_works: Callable[[str], Work], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "flan"
-    export_checkpoint(made[NAMES[0]].folder, folder, OPTIONS)
+    export_checkpoint(t5_works(NAMES[0]).folder, folder, OPTIONS)
     return folder
-
-
-def load(folder: Path) -> primelens.Model:
-    return primelens.load(folder, options=LoadOptions(threads=1, check="size"))
-
-
-# Mutations ---------------------------------------------------------------------------------------
-
-
-def _head(work: Work) -> Any:
-    return work.split.heads[HEAD]
-
-
-def plan(change: Change) -> Mutation:
-    """Build decoder and encoder (which makes keys and values) from a changed decoder."""
-
-    def mutate(draft: Draft, work: Work) -> None:
-        head = _head(work)
-        changed = change(head.plan)
-        draft.graphs[f"{HEAD}.decoder"] = build_decoder(changed, ragged_cross=True)
-        draft.graphs[f"{HEAD}.question"] = build_question_encoder(
-            head.question.stack, read_by(changed), changed.heads, head.prefix.length, before=True
-        )
-
-    return mutate
-
-
-def asker(change: Change) -> Mutation:
-    """Build the encoder from a changed one."""
-
-    def mutate(draft: Draft, work: Work) -> None:
-        head = _head(work)
-        draft.graphs[f"{HEAD}.question"] = build_question_encoder(
-            change(head.question.stack),
-            read_by(head.plan),
-            head.plan.heads,
-            head.prefix.length,
-            before=True,
-        )
-
-    return mutate
-
-
-def in_layers(index: int, change: Change) -> Change:
-    def apply(stack: Stack) -> Any:
-        layers = list(stack.layers)
-        layers[index] = change(layers[index])
-        return _replace(stack, layers=tuple(layers))
-
-    return apply
-
-
-def projector(change: Callable[[torch.nn.Module], torch.nn.Module]) -> Mutation:
-    def mutate(draft: Draft, work: Work) -> None:
-        prefix: Prefix = _head(work).prefix
-        draft.graphs[f"{HEAD}.connector"] = build_projector(
-            _replace(prefix, module=change(prefix.module)),
-            TAP,
-            draft.tower.taps[TAP].shape,
-            PICTURE,
-        )
-
-    return mutate
-
-
-class _Then(torch.nn.Module):
-    """A module, and what is done to its output."""
-
-    def __init__(self, module: torch.nn.Module, by: Change) -> None:
-        super().__init__()
-        self.module, self.by = module, by
-
-    def forward(self, states: torch.Tensor) -> Any:
-        return self.by(self.module(states))
-
-
-def question(**changes: Any) -> Mutation:
-    def mutate(draft: Draft, work: Work) -> None:
-        part = _replace(draft.heads[HEAD].question, **changes)
-        draft.heads[HEAD] = _replace(draft.heads[HEAD], question=part)
-
-    return mutate
-
-
-def nearer(relative: RelativeBias) -> Any:
-    """Distances are cut off at half the reach."""
-    half = relative.zero // 2
-    end = len(relative.table) if len(relative.table) == relative.zero + 1 else -half
-    return _replace(relative, table=relative.table[half:end].copy(), zero=relative.zero - half)
-
-
-def mirrored(relative: RelativeBias) -> Any:
-    """Before and behind change places."""
-    return _replace(relative, table=relative.table[::-1].copy())
-
-
-def tables_swapped(draft: Draft, work: Work) -> None:
-    """Encoder and decoder have each other's bias, as far as both know the distances."""
-    head = _head(work)
-    ours, theirs = head.plan.relative, head.question.stack.relative
-    known = ours.zero + 1
-    table = np.concatenate([ours.table, theirs.table[known:]])
-    stack = _replace(head.question.stack, relative=_replace(theirs, table=table))
-    decoder = _replace(head.plan, relative=_replace(ours, table=theirs.table[:known].copy()))
-    draft.graphs[f"{HEAD}.decoder"] = build_decoder(decoder, ragged_cross=True)
-    draft.graphs[f"{HEAD}.question"] = build_question_encoder(
-        stack, read_by(decoder), decoder.heads, head.prefix.length, before=True
-    )
-
-
-def buckets_of_the_encoder(draft: Draft, work: Work) -> None:
-    """The decoder's own values, in buckets that keep room for what comes behind."""
-    source = work.checkpoint.model.language_model.decoder.block[0].layer[0].SelfAttention
-    furthest = source.relative_attention_max_distance
-    buckets = source._relative_position_bucket(
-        torch.arange(-furthest, 1),
-        bidirectional=True,
-        num_buckets=source.relative_attention_num_buckets,
-        max_distance=furthest,
-    )
-    table = source.relative_attention_bias.weight.detach().numpy()[buckets.numpy()]
-    plan(at("relative", "table", by=lambda _: table))(draft, work)
-
-
-def picture_behind(draft: Draft, work: Work) -> None:
-    """The prompt stands before the picture."""
-    model = draft.graphs[f"{HEAD}.question"] = copy_of(draft.graphs[f"{HEAD}.question"])
-    (joined,) = [n for n in model.graph if n.outputs[0].name == "stream"]
-    picture, text = joined.inputs
-    joined.replace_input_with(0, text)
-    joined.replace_input_with(1, picture)
-
-
-def all_count(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """The mask leaves nothing out of a shortest question."""
-    big = ir.tensor(np.array(24 if value.name == "cross_lengths" else 16, np.int32), name="all")
-    constant = ir.Value(name="all", shape=big.shape, type=ir.TensorType(big.dtype), const_value=big)
-    graph.register_initializer(constant)
-    node = ir.node("Max", [value, constant])
-    node.outputs[0].name = "mutated_lengths"
-    graph.insert_before(graph[0], node)
-    return node.outputs[0]
-
-
-def gate_and_up_swapped(block: Any) -> Any:
-    return _replace(block, gate=block.up, up=block.gate)
-
-
-NORM = ("self_attention", "norm")
-T5: Table = {
-    "relative bias dropped": plan(at("relative", "table", by=times(0))),
-    "bucket one late": plan(at("relative", "table", by=rolled(1))),
-    "bucket one early": plan(at("relative", "table", by=rolled(-1))),
-    "distances cut off": plan(at("relative", by=nearer)),
-    "buckets of the encoder": buckets_of_the_encoder,
-    "encoder's bias dropped": asker(at("relative", "table", by=times(0))),
-    "encoder's bucket one late": asker(at("relative", "table", by=rolled(1))),
-    "encoder's distances cut off": asker(at("relative", by=nearer)),
-    "encoder's before and behind": asker(at("relative", by=mirrored)),
-    "tables swapped": tables_swapped,
-    "heads of the bias": plan(at("relative", "table", by=lambda t: np.roll(t, 1, axis=1))),
-    "scores scaled": plan(in_layers(0, at("self_attention", "scale", by=times(24**-0.5)))),
-    "cross scores scaled": plan(in_layers(1, at("cross_attention", "scale", by=times(24**-0.5)))),
-    "encoder's scores scaled": asker(
-        in_layers(1, at("self_attention", "scale", by=times(24**-0.5)))
-    ),
-    "scale": plan(in_layers(0, at("self_attention", "scale", by=times(1.01)))),
-    "norm epsilon": plan(in_layers(0, at(*NORM, "epsilon", by=lambda _: 1e-3))),
-    "encoder's norm epsilon": asker(in_layers(0, at(*NORM, "epsilon", by=lambda _: 1e-2))),
-    "norm subtracts the mean": plan(in_layers(1, at(*NORM, "centred", by=lambda _: True))),
-    "first norm subtracts the mean": plan(in_layers(0, at(*NORM, "centred", by=lambda _: True))),
-    "encoder's norm subtracts the mean": asker(
-        in_layers(2, at("feed_forward", "norm", "centred", by=lambda _: True))
-    ),
-    "final norm missing": plan(at("final_norm", by=lambda _: None)),
-    "final norm's weight": plan(at("final_norm", "weight", by=rolled(1))),
-    "encoder's final norm missing": asker(at("final_norm", by=lambda _: None)),
-    "norm after": plan(at("norm_first", by=lambda _: False)),
-    "two layers swapped": plan(swapped_layers),
-    "encoder's layers swapped": asker(swapped_layers),
-    "cross key and value swapped": plan(in_layers(0, swapped_cross)),
-    "another embedding in the head": plan(at("lm_head", "weight", by=rolled(1))),
-    "no causal mask": in_attributes(f"{HEAD}.decoder", "GroupQueryAttention", causal=0),
-    "past one short": in_input(f"{HEAD}.decoder", "seqlens_k", minus_one),
-    "another picture's states": in_input(f"{HEAD}.question", PICTURE, next_image),
-    "another question's keys": in_input(f"{HEAD}.decoder", "cross_key.0", next_image),
-    "another question's values": in_input(f"{HEAD}.decoder", "cross_value.1", next_image),
-    "prompt before the picture": picture_behind,
-    "queries in reverse": projector(lambda module: _Then(module, lambda x: x.flip(1))),
-    "projection": projector(lambda module: _Then(module, lambda x: 1.001 * x)),
-    "encoder's mask missing": in_input(f"{HEAD}.question", "question_lengths", all_count),
-    "padding answers": in_input(f"{HEAD}.decoder", "cross_lengths", all_count),
-    "another token for no prompt": question(unasked_tokens=(0,)),
-    "nothing but the picture for no prompt": question(unasked_tokens=(1, 1)),
-    "prompt without its end": question(suffix_tokens=()),
-    "start token": in_generation(start_tokens=lambda _: (1,)),
-    "end token ignored": in_generation(eos_tokens=lambda _: ()),
-    "one token more": in_generation(max_new_tokens=lambda count: count + 1),
-}
-TABLES: dict[str, Table] = {
-    "tiny-blip2-flan-t5": {
-        **T5,
-        "another layer's cross attention": plan(borrowed_cross),
-        "gate and up swapped": plan(in_layers(1, at("feed_forward", by=gate_and_up_swapped))),
-        "encoder's gate dropped": asker(
-            in_layers(0, at("feed_forward", "gate", by=lambda _: None))
-        ),
-        "other gelu": plan(in_layers(1, at("feed_forward", "activation", by=other_gelu))),
-        "states scaled though untied": plan(at("lm_head", "scale", by=lambda _: 64**-0.5)),
-        "head tied": lambda draft, work: plan(
-            at("lm_head", "weight", by=lambda _: _head(work).plan.embedding.tokens)
-        )(draft, work),
-        **{what: VIT[what] for what in ("blue before red", "mean", "tower norm epsilon")},
-    },
-    "tiny-blip2-t5": {
-        "states not scaled though tied": plan(at("lm_head", "scale", by=lambda _: 1.0)),
-        "other activation": plan(in_layers(1, at("feed_forward", "activation", by=other_gelu))),
-        "bucket one late": T5["bucket one late"],
-        "final norm missing": T5["final norm missing"],
-    },
-}
-# Of these the ones that other families' tables have alike; they are tried with the slow tests.
-ALIKE = {
-    "scale", "norm after", "two layers swapped", "cross key and value swapped", "start token",
-    "another embedding in the head", "no causal mask", "past one short", "end token ignored",
-    "one token more", "another layer's cross attention", "other gelu", "blue before red", "mean",
-    "tower norm epsilon", "encoder's layers swapped", "encoder's distances cut off", "head tied",
-    "first norm subtracts the mean", "final norm's weight", "projection",
-}  # fmt: skip
-
-
-def _gate(draft: Draft, work: Work, folder: Path) -> None:
-    write_draft(draft, folder, OPTIONS)
-    prove(folder, work.split, work.answers, OPTIONS.gate)
-
-
-def _draft(work: Work) -> Draft:
-    draft = work.draft
-    return dataclasses.replace(draft, graphs=dict(draft.graphs), heads=dict(draft.heads))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_mutated_passes_and_can_be_seen(
-    made: dict[str, Work], name: str, tmp_path: Path
-) -> None:
-    work = made[name]
-    draft = _draft(work)
-    plan(lambda same: same)(draft, work)
-    projector(lambda same: same)(draft, work)
-    _gate(draft, work, tmp_path)
-    answers = work.answers[HEAD]
-    texts = [tuple(tokens) for tokens in answers.forced]
-    assert len(set(texts)) == len(texts)
-    assert np.mean([len(set(text)) / len(text) for text in texts]) >= find_work(name).variety
-    assert len({len(tokens) for tokens in answers.natural}) > 1  # some texts end
-    assert [question is None for question in answers.questions] == [True, False] * 4
-
-
-@pytest.mark.parametrize(
-    ("name", "mutation"),
-    [
-        pytest.param(
-            name, change, id=f"{name}-{what}", marks=[pytest.mark.slow] if what in ALIKE else []
-        )
-        for name, table in TABLES.items()
-        for what, change in table.items()
-    ],
-)
-def test_the_gate_catches(
-    made: dict[str, Work], name: str, mutation: Mutation, tmp_path: Path
-) -> None:
-    work = made[name]
-    draft = _draft(work)
-    mutation(draft, work)
-    with pytest.raises(GateError) as caught:
-        _gate(draft, work, tmp_path)
-    assert caught.value.problems
-
-
-def test_eight_bits(made: dict[str, Work], tmp_path: Path) -> None:
-    work = made[NAMES[0]]
-    gate = dataclasses.replace(OPTIONS.gate, agreement=0.5)
-    draft = _draft(work)
-    draft.heads[HEAD] = _replace(draft.heads[HEAD], precision="int8")
-    draft.graphs = {name: copy_of(graph) for name, graph in draft.graphs.items()}
-    INT8.apply(draft.graphs)
-    write_draft(draft, tmp_path, OPTIONS)
-    report = prove(tmp_path, work.split, work.answers, gate)[HEAD]
-    assert 0 < report.measured["logits"]["relative_rms_error"] < 0.3
 
 
 # The source --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_beams_and_prompts_equal_generate(made: dict[str, Work], name: str, tmp_path: Path) -> None:
-    work, answers = made[name], made[name].answers[HEAD]
+def test_beams_and_prompts_equal_generate(
+    t5_works: Callable[[str], Work], name: str, tmp_path: Path
+) -> None:
+    work, answers = t5_works(name), t5_works(name).answers[HEAD]
     write_draft(work.draft, tmp_path, OPTIONS)
     small = ProofOptions(
         pictures=4, steps=20, beams=(3,), penalties=(0.6, 1.4), batches=(3,), threads=1
@@ -406,10 +64,12 @@ def test_beams_and_prompts_equal_generate(made: dict[str, Work], name: str, tmp_
     assert found.searches == 2 * 3
 
 
-def test_padding_between_prompts_changes_nothing_in_the_source(made: dict[str, Work]) -> None:
+def test_padding_between_prompts_changes_nothing_in_the_source(
+    t5_works: Callable[[str], Work],
+) -> None:
     """So a batch of prompts of different length has its reference in the prompts by themselves."""
-    work = made[NAMES[0]]
-    model, head = work.checkpoint.model, _head(work)
+    work = t5_works(NAMES[0])
+    model, head = work.checkpoint.model, head_of(work)
     asked = ids_of(work.checkpoint.tokenizer, head, PROMPTS[1:3])
     pixels = torch.from_numpy(work.answers[HEAD].pixels[:2])
     wanted = head.reference.asking(asked).generate(
@@ -425,8 +85,8 @@ def test_padding_between_prompts_changes_nothing_in_the_source(made: dict[str, W
         assert len(text) == 12 or text[-1] in ends
 
 
-def test_what_cannot_be_mirrored_is_refused(made: dict[str, Work]) -> None:
-    work = made[NAMES[0]]
+def test_what_cannot_be_mirrored_is_refused(t5_works: Callable[[str], Work]) -> None:
+    work = t5_works(NAMES[0])
     family, config = work.checkpoint.family, work.checkpoint.model.config
     assert family.gaps(config) == []
     changes = {"bos_token_id": None, "num_decoder_layers": 9, "dense_act_fn": "tanh"}
@@ -488,9 +148,9 @@ def test_golden_captions_replay(bundle: Path) -> None:
     assert sum("caption tokens" in check.name for check in report.checks) == 4
 
 
-def test_a_head_for_questions(made: dict[str, Work], tmp_path: Path) -> None:
+def test_a_head_for_questions(t5_works: Callable[[str], Work], tmp_path: Path) -> None:
     options = dataclasses.replace(OPTIONS, head_kind="answer")
-    assert export_checkpoint(made[NAMES[1]].folder, tmp_path / "out", options).passed
+    assert export_checkpoint(t5_works(NAMES[1]).folder, tmp_path / "out", options).passed
     model = load(tmp_path / "out")
     picture = random_pictures(1, (32, 32), 5)[0]
     found = model.answer(picture, ["what is this?", "who?"], QUICK)

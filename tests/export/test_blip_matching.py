@@ -39,7 +39,6 @@ from .rank_mutations import (
     OPTIONS,
     Drafted,
     copied,
-    drafts,
     gated,
     in_head,
     in_text,
@@ -65,8 +64,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Drafted:
-    return drafts(tmp_path_factory.mktemp("works"))("tiny-blip-itm")
+def work(drafted: Callable[[str], Drafted]) -> Drafted:
+    return drafted("tiny-blip-itm")
 
 
 @pytest.fixture(scope="module")

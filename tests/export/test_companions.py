@@ -27,18 +27,19 @@ from primelens.export.pictures import random_pictures
 from primelens.export.quantise import recipe
 
 from .conftest import OPTIONS, Work
-from .rank_mutations import drafts
+from .rank_mutations import Drafted
 
 _replace: Any = dataclasses.replace
 PROMPTS = ["a", "a view of", "two red squares and a cat on a beach at night", "what is this?"]
 LABELS = ["cat", "two dogs on a beach", "a red square", "x" * 40]
 WRITERS = ["tiny-vitgpt2"]
+ASKED = ["tiny-blip-vqa", "tiny-blip2-flan-t5", "tiny-blip2-t5"]  # what is read before a text
 OTHER_WRITERS = [
+    *ASKED,
     "tiny-git",
     "tiny-beitbart",
     "tiny-blip2-opt",
     "tiny-blip-captioning",
-    "tiny-blip-vqa",
     "tiny-convnextbert",
     "tiny-deitroberta",
     "tiny-donut",
@@ -87,15 +88,14 @@ def written(draft: Draft, precision: str, folder: Path) -> primelens.Model:
 
 @pytest.fixture(scope="module")
 def drafted(
-    works: Callable[[str], Work], tmp_path_factory: pytest.TempPathFactory
+    works: Callable[[str], Work], drafted: Callable[[str], Drafted]
 ) -> Callable[[str], Draft]:
     """Name of a work → its draft; that of captioners with an end token that ends texts."""
-    others = drafts(tmp_path_factory.mktemp("works"))
 
     @cache
     def of(name: str) -> Draft:
-        simple = name in (*RANKERS, *OTHER_RANKERS, "tiny-blip-vqa")
-        return others(name).draft if simple else works(name).draft
+        simple = name in (*RANKERS, *OTHER_RANKERS, *ASKED)
+        return drafted(name).draft if simple else works(name).draft
 
     return of
 
@@ -126,7 +126,7 @@ def _writes(model: primelens.Model) -> None:
     pictures = pictures_for(model)
     ((name, head),) = model.manifest.writers.items()
     pairs = [(p, q) for p in range(4) for q in range(len(PROMPTS))]
-    answers = head.question is not None
+    answers = head.question is not None and head.question.unasked_tokens is None
     alone: dict[Any, Any] = {}
 
     @QUICK
@@ -153,6 +153,14 @@ def _writes(model: primelens.Model) -> None:
         if answers:
             return
         shown = [pictures[p] for p, _ in asked]
+        if head.kind == "caption":
+            own = _replace(options, prompt=[PROMPTS[q] for _, q in asked])
+            for found in (
+                model.caption_batch(shown, own, batch_size=size),
+                model.caption(shown, own),
+            ):
+                for (p, q), caption in zip(asked, found, strict=True):
+                    assert said(caption) == alone[p, q, beams]
         for (p, _), caption in zip(
             asked, model.caption_batch(shown, options, batch_size=size), strict=True
         ):

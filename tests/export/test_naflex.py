@@ -29,7 +29,7 @@ from primelens.options import CacheOptions
 from primelens.verify import verify
 
 from .mutations import in_preprocessing
-from .rank_mutations import OPTIONS, Drafted, copied, drafts, gated, in_nodes, in_text, in_weight
+from .rank_mutations import OPTIONS, Drafted, copied, gated, in_nodes, in_text, in_weight
 
 _replace: Any = dataclasses.replace
 
@@ -43,8 +43,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Drafted:
-    return drafts(tmp_path_factory.mktemp("works"))("tiny-siglip2-naflex")
+def work(drafted: Callable[[str], Drafted]) -> Drafted:
+    return drafted("tiny-siglip2-naflex")
 
 
 @pytest.fixture(scope="module")
