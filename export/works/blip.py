@@ -73,7 +73,7 @@ def blip(name: str, text: dict[str, Any], vision: dict[str, Any], seed: int) -> 
         torch.manual_seed(seed)
         config = BlipConfig(text_config=text, vision_config=vision)
         model = getattr(transformers, name)(config).eval()
-    randomise(model, seed, text="text_decoder.")
+    randomise(model, seed, text="text_decoder.", even=vision is VISION)
     if hasattr(model, "itm_head"):
         with torch.no_grad():
             for name, table in model.text_encoder.named_parameters():
