@@ -46,16 +46,21 @@ def _operations(node: Any, shapes: Shapes) -> int:
     out = math.prod(shapes[node.output[0]])
     if node.op_type in ("MatMul", "MatMulInteger"):
         return 2 * out * shapes[node.input[0]][-1]
-    if node.domain == _KERNELS:
+    if _is_linear(node):
         return 2 * out * shapes[node.input[0]][-1]
     if node.op_type == "Gemm":
         transposed = next((a.i for a in node.attribute if a.name == "transA"), 0)
         return 2 * out * shapes[node.input[0]][0 if transposed else -1]
     if node.op_type == "Conv":
         return _convolution(node, shapes)
-    if node.op_type == "Attention":
+    if node.op_type in ("Attention", "MultiHeadAttention"):
         return _attention(shapes[node.input[0]], shapes[node.input[1]])
     return 0
+
+
+def _is_linear(node: Any) -> bool:
+    """Whether it is a product with a packed weight; the kernels' attention has none."""
+    return node.domain == _KERNELS and str(node.op_type).startswith("Linear")
 
 
 def _convolution(node: Any, shapes: Shapes) -> int:
@@ -101,7 +106,7 @@ def weight_operations(path: Path) -> int:
         elif node.op_type == "MatMulNBits":
             shape = {a.name: a.i for a in node.attribute if a.name in ("K", "N")}
             total += 2 * shape["K"] * shape["N"]
-        elif node.domain == _KERNELS:
+        elif _is_linear(node):
             total += 2 * _kernel_weight(node, sizes)
     return total
 

@@ -350,8 +350,8 @@ def _measure(chosen: argparse.Namespace) -> dict[str, Any]:
         limits[threads] = limits[threads].best_of(measure_limits(threads, quick=True))
     print("\n".join(_lines(cases, limits)))
     print(f"others used {load.others or 0:.0%} of the machine at the start")
-    found = {"checked": checks, "cases": [_as_dict(case, cases) for case in cases]}
-    return found | _conditions(load, limits)
+    result: dict[str, Any] = {"checked": checks, "cases": [_as_dict(case, cases) for case in cases]}
+    return result | _conditions(load, limits)
 
 
 def _measure_attention(chosen: argparse.Namespace) -> dict[str, Any]:
