@@ -12,6 +12,7 @@ import onnx_ir as ir
 from primelens.export.function_body import FunctionBody
 from primelens.export.graph import MICROSOFT
 from primelens.kernels import DOMAIN
+from primelens.kernels.activations import EXPONENTIAL
 
 __all__ = ["ATTENTION", "attend_in_kernel", "attention_function"]
 
@@ -20,18 +21,7 @@ ATTENTION = {"CrossAttention": False, "CrossAttentionRagged": True}
 
 _FLOAT, _DOUBLE, _INT64 = ir.DataType.FLOAT.value, ir.DataType.DOUBLE.value, ir.DataType.INT64.value
 _LOWEST = -3.402823466e38
-_LEAST = -86  # smaller exponents count as this one
-_SHIFT = 12582912.0  # adding it rounds to an integer
 _POWERS = 125  # exp(-86) > 2^-124.1
-_COEFFICIENTS = (
-    0.0013829109957441688,
-    0.008374998345971107,
-    0.041668377816677094,
-    0.16666418313980103,
-    0.49999991059303284,
-    1.0,
-    1.0,
-)
 
 
 def attend_in_kernel(model: ir.Model) -> None:
@@ -111,17 +101,16 @@ def _inside(body: FunctionBody, key: ir.Value, lengths: ir.Value) -> ir.Value:
 
 
 def _exponential(body: FunctionBody, d: ir.Value) -> ir.Value:
-    """exp of 0 and less, operation by operation as ``kernels/src/vector.h`` has it."""
-    least, zero = body.constant(_LEAST), body.constant(0)
+    """exp of 0 and less, operation by operation as `EXPONENTIAL`."""
+    exp = EXPONENTIAL
+    least, zero = body.constant(exp.least), body.constant(0)
     numbers = body.op("Where", [body.op("IsNaN", [d]), least, d])
     x = body.op("Clip", [numbers, least, zero])
-    scaled = body.binary("Mul", x, 1.4426950408889634)
-    n = body.binary("Sub", body.binary("Add", scaled, _SHIFT), _SHIFT)
-    r = body.binary("Sub", x, body.binary("Mul", n, 0.693359375))
-    r = body.binary("Add", r, body.binary("Mul", n, 2.12194440e-4))
-    p = body.constant(_COEFFICIENTS[0])
-    for coefficient in _COEFFICIENTS[1:]:
-        p = body.binary("Add", body.op("Mul", [p, r]), coefficient)
+    scaled = body.binary("Mul", x, exp.octaves)
+    n = body.binary("Sub", body.binary("Add", scaled, exp.round_up), exp.round_up)
+    r = body.binary("Sub", x, body.binary("Mul", n, exp.octave))
+    r = body.binary("Sub", r, body.binary("Mul", n, exp.octave_rest))
+    p = body.polynomial(exp.p, r)
     powers = body.constant(np.ldexp(np.float32(1), -np.arange(_POWERS)))
     place = body.op("Cast", [body.op("Neg", [n])], to=_INT64)
     whole = body.op("Mul", [p, body.op("Gather", [powers, place], axis=0)])

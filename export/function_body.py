@@ -43,6 +43,13 @@ class FunctionBody:
         operands = [v if isinstance(v, ir.Value) else self.constant(v) for v in (left, right)]
         return self.op(op_type, operands)
 
+    def polynomial(self, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
+        """By Horner's rule, in float32; powers ascend."""
+        value = self.constant(coefficients[-1])
+        for coefficient in coefficients[-2::-1]:
+            value = self.binary("Add", self.op("Mul", [value, x]), coefficient)
+        return value
+
     def integer(self, attribute: str) -> ir.Value:
         """The function's attribute as an int64 vector of one."""
         found = self._attribute("value_int", attribute, ir.AttributeType.INT)

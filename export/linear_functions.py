@@ -10,8 +10,6 @@ attention sums in float64 in an order of its own (`primelens.export.attention_fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
@@ -118,16 +116,9 @@ def _sigmoid(body: FunctionBody, t: ir.Value, function: Sigmoid) -> ir.Value:
     limits = [body.constant(-function.limit), body.constant(function.limit)]
     t = body.op("Clip", [t, *limits])
     square = body.op("Mul", [t, t])
-    above, below = (_horner(body, part, square) for part in (function.p, function.q))
+    above, below = (body.polynomial(part, square) for part in (function.p, function.q))
     quotient = body.op("Div", [body.op("Mul", [t, above]), below])
     return body.op("Clip", [quotient, body.constant(-0.5), body.constant(0.5)])
-
-
-def _horner(body: FunctionBody, coefficients: Sequence[float], x: ir.Value) -> ir.Value:
-    value = body.constant(coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        value = body.binary("Add", body.op("Mul", [value, x]), coefficient)
-    return value
 
 
 def _unpacked8(body: FunctionBody, weight: ir.Value) -> ir.Value:

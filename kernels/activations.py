@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 __all__ = [
     "ACTIVATIONS",
     "CUBIC",
+    "EXPONENTIAL",
     "LOGISTIC",
     "NORMAL",
     "QUICK",
     "TANH_SLOPE",
+    "Exponential",
     "Sigmoid",
     "activate",
 ]
@@ -47,6 +49,32 @@ class Sigmoid:
         square = t * t
         quotient = t * _horner(self.p, square) / _horner(self.q, square)
         return np.asarray(np.clip(quotient, -half, half), np.float32)
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """exp of ``least``..0, smaller ones counted as that: a power of two times a polynomial.
+
+    Attributes:
+        octaves: powers of two in a unit.
+        octave, octave_rest: an octave as the sum of two numbers, of which the first has few bits.
+        p: the polynomial within half an octave of 0; powers ascend.
+        round_up: 1.5 · 2²³; adding and taking it away again rounds to an integer.
+    """
+
+    least: float
+    octaves: float
+    octave: float
+    octave_rest: float
+    p: tuple[float, ...]
+    round_up: float = 12582912.0
+
+    def __call__(self, d: NDArray[Any]) -> NDArray[np.float32]:
+        d = np.nan_to_num(np.clip(d, np.float32(self.least), np.float32(0)), nan=0)
+        shift = np.float32(self.round_up)
+        n = (d * np.float32(self.octaves) + shift) - shift
+        r = (d - n * np.float32(self.octave)) - n * np.float32(self.octave_rest)
+        return np.asarray(np.ldexp(_horner(self.p, r), n.astype(np.int32)), np.float32)
 
 
 def _horner(coefficients: tuple[float, ...], x: NDArray[Any]) -> NDArray[Any]:
@@ -92,6 +120,22 @@ LOGISTIC = Sigmoid(  # 1 / (1 + exp(-t)), minus 0.5
         5.152012818143703e-06,
         3.0665596728596256e-09,
         0.0,
+    ),
+)
+
+EXPONENTIAL = Exponential(
+    least=-86.0,
+    octaves=1.4426950408889634,
+    octave=0.693359375,
+    octave_rest=-2.12194440e-4,
+    p=(
+        1.0,
+        1.0,
+        0.49999991059303284,
+        0.16666418313980103,
+        0.041668377816677094,
+        0.008374998345971107,
+        0.0013829109957441688,
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from primelens.kernels.activations import activate
+from primelens.kernels.activations import EXPONENTIAL, activate
 
 __all__ = ["cross_attention", "linear", "round_rows", "top_logits"]
 
@@ -99,7 +99,7 @@ def cross_attention(
         scores = (sums * np.float64(np.float32(scale))).astype(np.float32)
         apart = scores - np.fmax.reduce(scores, axis=-1, keepdims=True)
         with np.errstate(invalid="ignore"):
-            shares = (_exponential(apart) + (apart - apart)).astype(np.float64)
+            shares = (EXPONENTIAL(apart) + (apart - apart)).astype(np.float64)
         mixed = np.zeros((heads, rows, width))
         for place in range(count):
             mixed = mixed + shares[..., place, None] * values[:, None, place]
@@ -124,7 +124,7 @@ def _log_sum_exp(logits: Array) -> NDArray[np.float32]:
     parts = np.pad(logits, padding, constant_values=_PADDING).reshape(rows, -1, _CHUNK)
     most = np.fmax(np.fmax.reduce(parts, axis=2), _PADDING)
     with np.errstate(invalid="ignore", over="ignore"):
-        terms = _exponential(parts - most[..., None]) + (parts - parts)
+        terms = EXPONENTIAL(parts - most[..., None]) + (parts - parts)
     lanes = np.zeros((*most.shape, 16), np.float32)
     for first in range(0, _CHUNK, 16):
         lanes = lanes + terms[..., first : first + 16]
@@ -133,27 +133,8 @@ def _log_sum_exp(logits: Array) -> NDArray[np.float32]:
         sums = sums + lanes[..., lane]
     largest = most.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        shares = sums.astype(np.float32).astype(np.float64) * _exponential(most - largest)
+        shares = sums.astype(np.float32).astype(np.float64) * EXPONENTIAL(most - largest)
     total = np.zeros(rows)
     for chunk in range(most.shape[1]):
         total = total + shares[:, chunk]
     return np.asarray(largest[:, 0].astype(np.float64) + np.log(total), np.float32)
-
-
-def _exponential(d: Array) -> NDArray[np.float32]:
-    """exp of -86..0; smaller ones count as -86."""
-    d = np.nan_to_num(np.clip(d, np.float32(-86), np.float32(0)), nan=0)
-    shift = np.float32(12582912)  # adding it rounds to an integer
-    n = (d * np.float32(1.4426950408889634) + shift) - shift
-    r = (d - n * np.float32(0.693359375)) + n * np.float32(2.12194440e-4)
-    value = np.full_like(r, np.float32(0.0013829109957441688))
-    for coefficient in (
-        0.008374998345971107,
-        0.041668377816677094,
-        0.16666418313980103,
-        0.49999991059303284,
-        1.0,
-        1.0,
-    ):
-        value = value * r + np.float32(coefficient)
-    return np.asarray(np.ldexp(value, n.astype(np.int32)), np.float32)
