@@ -25,6 +25,7 @@ from primelens.export.registry import Prefix
 from primelens.export.work import find_work
 
 from .conftest import OPTIONS, Work
+from .mutation_tables import cases, counting
 from .mutations import (
     VIT,
     Mutation,
@@ -172,13 +173,7 @@ def picture_behind(draft: Draft, work: Work) -> None:
 
 def all_count(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """The mask leaves nothing out of a shortest question."""
-    big = ir.tensor(np.array(24 if value.name == "cross_lengths" else 16, np.int32), name="all")
-    constant = ir.Value(name="all", shape=big.shape, type=ir.TensorType(big.dtype), const_value=big)
-    graph.register_initializer(constant)
-    node = ir.node("Max", [value, constant])
-    node.outputs[0].name = "mutated_lengths"
-    graph.insert_before(graph[0], node)
-    return node.outputs[0]
+    return counting(graph, value, 24 if value.name == "cross_lengths" else 16)
 
 
 def gate_and_up_swapped(block: Any) -> Any:
@@ -292,13 +287,7 @@ def test_what_is_not_mutated_passes_and_can_be_seen(
 
 @pytest.mark.parametrize(
     ("name", "mutation"),
-    [
-        pytest.param(
-            name, change, id=f"{name}-{what}", marks=[pytest.mark.slow] if what in ALIKE else []
-        )
-        for name, table in TABLES.items()
-        for what, change in table.items()
-    ],
+    cases(TABLES, slow=ALIKE),
 )
 def test_the_gate_catches(
     t5_works: Callable[[str], Work], name: str, mutation: Mutation, tmp_path: Path

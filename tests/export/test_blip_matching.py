@@ -34,6 +34,7 @@ from primelens.kernels import DOMAIN
 from primelens.options import CacheOptions
 from primelens.verify import verify
 
+from .mutation_tables import counting
 from .mutations import at, in_input, none, swapped_cross, times, without_first_state, zeroed
 from .rank_mutations import (
     OPTIONS,
@@ -248,15 +249,7 @@ def graph(name: str, place: str, insert: Any) -> Callable[[Draft, Drafted], None
 
 def all_count(model: Any, value: Any) -> Any:
     """The mask leaves nothing out."""
-    big = ir.tensor(np.array(64, np.int32), name="mutated_all")
-    constant = ir.Value(
-        name="mutated_all", shape=big.shape, type=ir.TensorType(big.dtype), const_value=big
-    )
-    model.register_initializer(constant)
-    node = ir.node("Max", [value, constant])
-    node.outputs[0].name = "mutated_lengths"
-    model.insert_before(model[0], node)
-    return node.outputs[0]
+    return counting(model, value, 64)
 
 
 def borrowed(stack: Stack) -> Any:

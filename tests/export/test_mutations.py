@@ -21,6 +21,7 @@ from primelens.export.work import find_work
 from primelens.export.work import works as all_works
 
 from .conftest import OPTIONS, Work
+from .mutation_tables import cases
 from .mutations import TABLES, Mutation, copy_of
 
 _replace: Any = dataclasses.replace
@@ -50,11 +51,7 @@ def test_the_unmutated_draft_passes(
 
 @pytest.mark.parametrize(
     ("name", "mutation"),
-    [
-        pytest.param(name, change, id=f"{name}-{what}")
-        for name, table in TABLES.items()
-        for what, change in table.items()
-    ],
+    cases(TABLES),
 )
 def test_the_gate_catches(
     works: Callable[[str], Work], name: str, mutation: Mutation, tmp_path: Path

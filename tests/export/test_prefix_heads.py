@@ -27,6 +27,7 @@ from primelens.export.registry import Prefix
 from primelens.export.work import find_work
 
 from .conftest import OPTIONS, Work
+from .mutation_tables import cases
 from .mutations import (
     BERT,
     CROPPED,
@@ -224,11 +225,7 @@ def _draft(work: Work) -> Draft:
 
 @pytest.mark.parametrize(
     ("name", "mutation"),
-    [
-        pytest.param(name, change, id=f"{name}-{what}")
-        for name, table in TABLES.items()
-        for what, change in table.items()
-    ],
+    cases(TABLES),
 )
 def test_the_gate_catches(
     works: Callable[[str], Work], name: str, mutation: Mutation, tmp_path: Path

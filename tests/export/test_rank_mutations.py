@@ -23,6 +23,7 @@ from . import (
     test_videos,
 )
 from . import test_prefix_heads as prefixes
+from .mutation_tables import cases
 from .rank_mutations import (
     Drafted,
     Mutation,
@@ -153,11 +154,7 @@ def test_the_unmutated_draft_passes(
 
 @pytest.mark.parametrize(
     ("name", "mutation"),
-    [
-        pytest.param(name, change, id=f"{name}-{what}")
-        for name, table in TABLES.items()
-        for what, change in table.items()
-    ],
+    cases(TABLES),
 )
 def test_the_gate_catches(
     drafted: Callable[[str], Drafted], tmp_path: Path, name: str, mutation: Mutation
