@@ -118,8 +118,8 @@ def caption(ctx: click.Context, /, **chosen: Any) -> None:
     entries = expand(request.images)
     if len(request.prompt) > 1 and len(request.prompt) != len(entries):
         raise click.UsageError(
-            f"--prompt is given {len(request.prompt)} times for {len(entries)} pictures: give one "
-            "for all of them, or one for each."
+            f"--prompt is given {len(request.prompt)} times, pictures: {len(entries)}. Give one "
+            "prompt for all of them, or one for each."
         )
     if _run(request, entries, _options(request, entries)):
         ctx.exit(1)

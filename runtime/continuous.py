@@ -60,50 +60,75 @@ def write_each(
         places: where each picture's prompt stands in ``options.prompt``; looked at after the
             picture was taken. None for one after the other.
     """
-    wanted = head.effective(options)
-    rows = wanted.rows_per_picture
-    need = _longest(head, options)
-    workspace = head._take((slots, slots * rows), head._room(need))
-    session, plan = workspace.session, SlotPlan(slots, rows)
-    assert isinstance(session, DecoderSession)
-    connectors = _per_slot(head, workspace, slots)
-    alone: dict[int, DecoderSession] = {0: session} if slots == 1 else {}
-
-    def begin(slot: int, item: _Item) -> tuple[Search, Step | None]:
-        bound = connectors[slot]
-        item.connector = head._connect(bound, [item.image])
-        item.begun = time.perf_counter()
-        search, _ = head._search(wanted, asked_of([item.image], None, item.options), item.options)
-        step: Step | None = search.begin()
-        if step is not None and step.tokens.shape[1] > 1:  # the prompt, by itself, as ever
-            if slot not in alone:
-                alone[slot] = session.beside(rows, bound.outputs)
-            single = alone[slot]
-            single.reset()
-            step = search.advance(single.run(step))
-            if single is not session:
-                session.adopt(plan.part(slot), single)
-        return search, step
-
-    waiting: dict[int, tuple[EncodedImage, Progress]] = {}
-    following = 0
+    rows = head.effective(options).rows_per_picture
+    workspace = head._take((slots, slots * rows), head._room(_longest(head, options)))
+    plan = SlotPlan(slots, rows)
+    taken = zip(images, itertools.count() if places is None else places, strict=False)
+    items = (
+        _Item(number, image, with_prompts_at(options, [place]))
+        for number, (image, place) in enumerate(taken)
+    )
     try:
-        taken = zip(images, itertools.count() if places is None else places, strict=False)
-        items = (
-            _Item(number, image, with_prompts_at(options, [place]))
-            for number, (image, place) in enumerate(taken)
-        )
+        slotted = _Slots(head, workspace, plan, options)
+        check = cancel_check(options)
         found = decode_slots(
-            session, items, begin, plan, check=cancel_check(options), counts=counts
+            slotted.session, items, slotted.begin, plan, check=check, counts=counts
         )
-        for item, search in found:
-            step = time.perf_counter() - item.begun
-            waiting[item.number] = item.image, Progress(search.results, item.connector, 0.0, step)
-            while following in waiting:
-                yield waiting.pop(following)
-                following += 1
+        yield from _in_order(found)
     finally:
         head._give_back(workspace)
+
+
+class _Slots:
+    """The rows that pictures take in turn, each slot with a connector of its own.
+
+    Attributes:
+        session: of all rows.
+    """
+
+    def __init__(
+        self, head: TextHead, workspace: Workspace, plan: SlotPlan, options: CaptionOptions
+    ) -> None:
+        assert isinstance(workspace.session, DecoderSession)
+        self._head, self._plan, self._options = head, plan, options
+        self._wanted = head.effective(options)
+        self.session = workspace.session
+        self._connectors = _per_slot(head, workspace, plan.slots)
+        # Sessions of one slot's rows, for prompts; a slot that is alone has its own already.
+        self._alone = {0: self.session} if plan.slots == 1 else {}
+
+    def begin(self, slot: int, item: _Item) -> tuple[Search, Step | None]:
+        """Connect the picture, and feed its prompt by itself, as ever."""
+        head, bound = self._head, self._connectors[slot]
+        item.connector = head._connect(bound, [item.image])
+        item.begun = time.perf_counter()
+        asked = asked_of([item.image], None, item.options)
+        search, _ = head._search(self._wanted, asked, item.options)
+        step: Step | None = search.begin()
+        if step is None or step.tokens.shape[1] == 1:
+            return search, step
+        if slot not in self._alone:
+            self._alone[slot] = self.session.beside(self._plan.rows, bound.outputs)
+        single = self._alone[slot]
+        single.reset()
+        step = search.advance(single.run(step))
+        if single is not self.session:
+            self.session.adopt(self._plan.part(slot), single)
+        return search, step
+
+
+def _in_order(
+    found: Iterable[tuple[_Item, Search]],
+) -> Iterator[tuple[EncodedImage, Progress]]:
+    """Results in the pictures' order: each waits for those before it."""
+    waiting: dict[int, tuple[EncodedImage, Progress]] = {}
+    following = 0
+    for item, search in found:
+        step = time.perf_counter() - item.begun
+        waiting[item.number] = item.image, Progress(search.results, item.connector, 0.0, step)
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 def _per_slot(head: TextHead, workspace: Workspace, slots: int) -> list[BoundConnector]:

@@ -104,7 +104,7 @@ def test_prompts_are_one_for_all_or_one_for_each(run: Run, model: Any, pictures:
     assert [options.prompt for options in model.options] == [("a", "b"), ("a", "b"), ("a",)]
     result = run("caption", *two, "cat.png")
     assert result.exit_code == 2
-    assert "given 2 times for 1 pictures" in result.stderr
+    assert "given 2 times, pictures: 1" in result.stderr
     assert run("caption", *two, "--stream", "cat.png", "bird.JPG").exit_code == 0
     assert [options.prompt for options in model.options[3:]] == [("a",), ("b",)]
 
