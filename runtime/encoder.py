@@ -163,6 +163,7 @@ class ImageEncoder:
                     f"and the bundle {self._name!r} has no tower to encode it with.",
                     remedy="Fill the store with the whole bundle: primelens encode --cache.",
                 )
+            self.kept.store.write_meanwhile()
         source = opened.decode() if isinstance(opened, UndecodedImage) else opened
         pixels = self.preprocessing(source)
         return Prepared(source, pixels, time.perf_counter() - start, missing)

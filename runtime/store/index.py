@@ -59,6 +59,7 @@ class Report:
         coming: an entry that it writes next; None if it writes nothing more.
         spare: bytes that it wants set apart, for this entry and later ones; none if the entry alone
             needs more.
+        granted_by: inode of the database that had set the bytes apart for what it wrote.
     """
 
     writer: str
@@ -66,6 +67,7 @@ class Report:
     touched: Mapping[str, int] = field(default_factory=dict)
     coming: Row | None = None
     spare: int = 0
+    granted_by: int = -1
 
 
 class Index:
@@ -107,7 +109,7 @@ class Index:
         """
 
         def work(db: sqlite3.Connection) -> tuple[int, int]:
-            self._enter(db, report.wrote)
+            self._enter(db, report.wrote, same=report.granted_by == self._inode)
             touch(db, report.touched)
             room = needed = 0
             if report.coming is not None:
@@ -184,12 +186,21 @@ class Index:
             with self._folder.locked(exclusive=True):
                 self._replace()
 
-    def _enter(self, db: sqlite3.Connection, rows: Sequence[Row]) -> None:
-        """Enter rows, but not those whose files left meanwhile."""
-        there = [row for row in rows if self._folder.has(row.key.digest)]
+    def _enter(self, db: sqlite3.Connection, rows: Sequence[Row], *, same: bool = False) -> None:
+        """Enter rows, but not those whose files left meanwhile.
+
+        Whoever removes a file remembers it, or makes the database anew. So while the database is
+        the ``same`` one all the time, nobody need be asked about files that it does not remember.
+        """
+        known = db.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()[0]
+        gone = fates(db, [row.key.digest for row in rows]) if known else {}
+        doubted = gone if same else {row.key.digest for row in rows}
+        there = [
+            row for row in rows if row.key.digest not in doubted or self._folder.has(row.key.digest)
+        ]
         enter(db, there)
-        if db.execute("SELECT EXISTS (SELECT 1 FROM gone)").fetchone()[0]:
-            db.executemany("DELETE FROM gone WHERE key = ?", [(row.key.digest,) for row in there])
+        back = [(row.key.digest,) for row in there if row.key.digest in gone]
+        db.executemany("DELETE FROM gone WHERE key = ?", back)
 
     def _replaced(self, db: sqlite3.Connection, coming: Row) -> int:
         """Bytes that an entry has now, at most those it will have; it counts as used."""

@@ -1,12 +1,14 @@
 """Writing entries, at once or later.
 
 What is given to `Keeping.keep_later` waits in memory until there is enough of it to be worth
-writing, which is then done in one go by the caller who brought the last of it: in between the
-tower's weights have passed through the processor's caches, so that the code which writes has to
-come from memory for the first entry only, and a thread that wrote beside the tower would take more
-time from it than that. What has waited for a second is written by a thread. What waits is found by
-`Keeping.queued`. When the process is killed it is not kept; when it ends, or closes the store, it
-is written.
+writing: in between the tower's weights have passed through the processor's caches, so that the code
+which writes has to come from memory for the first entry only. It is then written by a thread, when
+the next pictures are about to be decoded (`Keeping.write_meanwhile`): that is the time when a core
+is idle, or busy with pictures that another can take. A thread that wrote beside the tower, which
+uses every core, would take more time from it than the writing takes. If no picture is decoded, the
+caller who brings too much writes, and what has waited for a second is written by the thread. What
+waits is found by `Keeping.queued`. When the process is killed it is not kept; when it ends, or
+closes the store, it is written.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ __all__ = ["Keeping", "Unmeasured"]
 
 logger = logging.getLogger("primelens.store")
 
-_AT_ONCE = 64  # entries that are worth writing
-_BYTES_AT_ONCE = 2**22
+_WORTH, _BYTES_WORTH = 16, 2**20  # entries that are worth writing, while pictures are decoded
+_AT_ONCE, _BYTES_AT_ONCE = 64, 2**22  # that are too many to wait on
 _SECONDS = 1.0  # that fewer wait
 
 
@@ -100,6 +102,7 @@ class Keeping:
         self._bytes = 0
         self._thread: threading.Thread | None = None
         self._idle = self._closed = False  # the thread is, or has to be
+        self._asked = False  # the thread, to write what waits
 
     def keep(self, entries: Sequence[Unmeasured]) -> bool:
         """Write entries now, after those that are queued.
@@ -140,6 +143,16 @@ class Keeping:
                 self._changed.notify_all()
         while len(self._queue) >= _AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
             self._write_some()
+
+    def write_meanwhile(self) -> None:
+        """Have what waits written by the thread, if it is enough to be worth it; returns at once.
+
+        To be called by who is about to spend time outside of Python, on less than all cores.
+        """
+        if self._is_worth_it() and not self._asked:
+            with self._changed:
+                self._asked = True
+                self._changed.notify_all()
 
     def queued(self, digest: str) -> Unmeasured | None:
         """An entry that waits to be written; it counts as used."""
@@ -187,14 +200,20 @@ class Keeping:
                 self._idle = True
                 self._changed.wait_for(lambda: self._queue or self._closed)
                 self._idle = False
-                if self._changed.wait_for(lambda: self._closed, self._rest()):
+                self._changed.wait_for(lambda: self._closed or self._asked, self._rest())
+                if self._closed:
                     return
                 late = self._queue and self._rest() == 0.0
-            if late:
+                due = late or (self._asked and self._is_worth_it())
+                self._asked = False
+            if due:
                 try:
                     self._write_some()
                 except Exception:
                     logger.exception("entries could not be written")
+
+    def _is_worth_it(self) -> bool:
+        return len(self._queue) >= _WORTH or self._bytes >= _BYTES_WORTH
 
     def _rest(self) -> float:
         """Seconds until the first of the queue has waited long enough."""

@@ -214,6 +214,7 @@ class Ledger:
             touched=used,
             coming=coming,
             spare=self._spare,
+            granted_by=self._granted_by,
         )
         try:
             self._room, evicted = self._index.record(report, self._cap)

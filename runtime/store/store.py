@@ -202,6 +202,10 @@ class EmbeddingStore:
         """Wait until what was given to be kept later is written."""
         self._keeping.drain()
 
+    def write_meanwhile(self) -> None:
+        """Pictures are about to be decoded: a thread writes what is to be kept, if it is much."""
+        self._keeping.write_meanwhile()
+
     def flush(self) -> None:
         """Write what is to be written, and tell the index what was written and used."""
         self._misses.explain()

@@ -14,6 +14,7 @@ __all__ = [
     "ArchiveImage",
     "Example",
     "FileImage",
+    "IdentifiedImage",
     "ImageBytes",
     "InlineImage",
     "Question",
@@ -35,6 +36,15 @@ class ImageBytes(Protocol):
 
     def read(self) -> bytes:
         """The file's bytes."""
+
+
+@runtime_checkable
+class IdentifiedImage(ImageBytes, Protocol):
+    """A picture whose identity is known before its bytes are."""
+
+    @property
+    def source(self) -> str:
+        """SHA-256 in hex of whatever decides the pixels; stands for the digest of the bytes."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from primelens.tune.data import Example
 from primelens.tune.metrics import Tally, mean_tally
 from primelens.tune.scenes.grammar import score_caption
 from primelens.tune.scenes.language import caption
-from primelens.tune.scenes.render import render
+from primelens.tune.scenes.render import drawing_digest, render
 from primelens.tune.scenes.world import Scene, Split, scene
 
 __all__ = ["SceneImage", "parse_scene_source", "scene_examples", "slot_tallies"]
@@ -34,6 +35,15 @@ class SceneImage:
     @property
     def name(self) -> str:
         return f"scenes:{self.split}:{self.index}"
+
+    @property
+    def source(self) -> str:
+        """What a store files the picture under: known without drawing it, which is the dear part.
+
+        SHA-256 of the scene's name, the picture's size and `drawing_digest`.
+        """
+        drawn = f"{self.name} {self.size} {drawing_digest()}"
+        return hashlib.sha256(drawn.encode()).hexdigest()
 
     def read(self) -> bytes:
         buffer = io.BytesIO()
@@ -57,10 +67,12 @@ def parse_scene_source(text: str) -> tuple[Split, int]:
     return split, number
 
 
-def scene_examples(split: Split, number: int) -> Iterator[Example]:
-    """The first scenes of a split, with five true captions each."""
+def scene_examples(split: Split, number: int, groups: int = 1) -> Iterator[Example]:
+    """Of the first scenes of a split those with so many groups or more; five true captions each."""
     for index in range(number):
         shown = scene(split, index)
+        if len(shown.groups) < groups:
+            continue
         said = tuple(caption(shown, variant) for variant in range(REFERENCES))
         yield Example(f"{split}:{index}", SceneImage(split, index), said, split=split)
 

@@ -8,12 +8,17 @@ generator, so a picture is a function of the scene and its size.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import PIL
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from primelens.tune.scenes import backdrop as backdrops
+from primelens.tune.scenes import layout, objects, world
 from primelens.tune.scenes.backdrop import backdrop
 from primelens.tune.scenes.objects import KINDS
 from primelens.tune.scenes.world import Scene, generator
@@ -50,6 +55,26 @@ def render(scene: Scene, size: int = 128) -> Image.Image:
 def font_is_installed() -> bool:
     """Whether pictures can be drawn on this machine."""
     return FONT_PATH.is_file()
+
+
+@functools.cache
+def drawing_digest() -> str:
+    """SHA-256 of all that decides a scene's pixels but the scene: code, font, numpy and Pillow.
+
+    With it a picture has a name that is good for as long as its pixels are.
+    """
+    digest = hashlib.sha256(f"numpy {np.__version__} Pillow {PIL.__version__}".encode())
+    for module in (world, layout, objects, backdrops):
+        digest.update(hashlib.sha256(_source_of(module)).digest())
+    digest.update(hashlib.sha256(Path(__file__).read_bytes()).digest())
+    if font_is_installed():
+        digest.update(hashlib.sha256(FONT_PATH.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _source_of(module: ModuleType) -> bytes:
+    assert module.__file__ is not None  # they are files of this package
+    return Path(module.__file__).read_bytes()
 
 
 def _photograph(draw: np.random.Generator, picture: Image.Image, scene: Scene) -> Image.Image:

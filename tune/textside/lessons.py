@@ -173,9 +173,9 @@ def _examples(choice: DataChoice, objective: str) -> Iterator[Example]:
         yield from drawn_examples(choice.path)
         return
     split, count = parse_scene_source(choice.path)
-    for number, example in enumerate(scene_examples(split, count)):
+    for example in scene_examples(split, count, choice.groups):
         if objective == "answer":
-            asked = questions(scene(split, number))
+            asked = questions(scene(split, int(example.id.partition(":")[2])))
             example = replace(example, questions=_as_data(example.id, asked))
         yield example
 

@@ -138,6 +138,8 @@ class DataChoice:
         templates: what is said of a picture that has a label and no caption, ``{}`` in the label's
             place; of several, one is drawn each time.
         repeat: how often an epoch shows each picture; a small set beside a large one needs it.
+        groups: of drawn scenes those with at least so many groups of things; the crowded ones
+            are seldom, and are learned last.
     """
 
     path: str
@@ -148,9 +150,12 @@ class DataChoice:
     limit: int | None = None
     templates: tuple[str, ...] = ()
     repeat: int = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "repeat")
+        _positive(self, "repeat", "groups")
+        if self.groups > 1 and self.path.split(":")[0] != "scenes":
+            raise ValueError(f"groups are counted in drawn scenes alone, not in {self.path}")
         if bad := [one for one in self.templates if one.count("{}") != 1]:
             raise ValueError(f"the template {bad[0]!r} must have one place {{}} for the label")
         if self.format != "auto" and self.format not in FORMATS:

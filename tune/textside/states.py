@@ -24,6 +24,7 @@ from primelens.preprocessing import Preprocessing
 from primelens.schema import canonical_json
 from primelens.store import EmbeddingStore, EntryKey, Hit
 from primelens.tune.data.augmentation import Augmentation
+from primelens.tune.data.example import IdentifiedImage
 from primelens.tune.textside.lessons import Item
 from primelens.tune.textside.recipe import Features
 from primelens.tune.textside.seam import Tap
@@ -150,6 +151,8 @@ class TowerStates:
             return _Asked(item, epoch)
         picture: UndecodedImage | None = None
         source = self._sources.get(item.example.image.name)
+        if source is None and isinstance(item.example.image, IdentifiedImage):
+            source = self._sources[item.example.image.name] = item.example.image.source
         if source is None:
             opened = open_image(item.example.image.read())
             assert isinstance(opened, UndecodedImage)  # it was given bytes

@@ -112,6 +112,40 @@ def test_processes_that_share_a_folder_follow_a_rebuilt_index(opened: Opener) ->
     assert one.totals()[0] == 6
 
 
+def test_files_that_another_removed_before_the_index_was_told(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = opened()
+    fill(one, 1)  # the index sets bytes apart
+    two = opened()
+    asked: list[str] = []
+    has = one._folder.has
+
+    def noted(digest: str) -> bool:
+        asked.append(digest)
+        return has(digest)
+
+    monkeypatch.setattr(one._folder, "has", noted)
+    fill(one, 4)
+    one.flush()
+    assert asked == []  # nobody removed anything
+    assert one.totals()[0] == 4
+    one.put(key_of(4), values_of(4), (4, 3))
+    one.put(key_of(5), values_of(5), (4, 3))
+    path = entry_path(folder, key_of(4))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert two.get(key_of(4)).reason == "corrupt"  # and is put aside
+    one.flush()
+    assert asked == [key_of(4).digest]  # which is all that was removed
+    assert {row.key for row in two.rows()} == {key_of(number) for number in (0, 1, 2, 3, 5)}
+    one.put(key_of(6), values_of(6), (4, 3))
+    two.clear()  # the index is made anew
+    one.put(key_of(7), values_of(7), (4, 3))
+    one.flush()
+    assert {row.key for row in two.rows()} == {key_of(7)}
+    assert not two.verify().lost
+
+
 def test_a_rebuilt_index_knows_recency_from_the_files(opened: Opener, folder: Path) -> None:
     store = opened()
     fill(store)

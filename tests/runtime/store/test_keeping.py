@@ -121,3 +121,35 @@ def test_what_waits_is_written_by_many_or_after_a_while(
     assert written == [3, 64, 64, 15]
     store.close()
     assert entry_path(folder, key_of(149)).exists()
+
+
+def test_enough_is_written_by_the_thread_when_pictures_are_decoded(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
+    store = opened()
+    written: list[tuple[int, bool]] = []
+    ends = threading.Event()
+    write = store._ledger.write
+
+    def noted(entries: Any, notice: Any) -> tuple[int, int]:
+        result = write(entries, notice)
+        written.append((len(entries), threading.current_thread() is threading.main_thread()))
+        ends.set()
+        return result
+
+    monkeypatch.setattr(store._ledger, "write", noted)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(15)], later=True)
+    store.write_meanwhile()  # too few
+    store.put_all([(key_of(15), values_of(15), (1, 1))], later=True)
+    assert not ends.wait(0.2)
+    store.write_meanwhile()
+    assert ends.wait(30)
+    assert written == [(16, False)]
+    large = np.ones((2**9, 2**9), np.float32)
+    ends.clear()
+    store.put_all([(key_of(20), large, (1, 1))], later=True)
+    store.write_meanwhile()
+    assert ends.wait(30)
+    assert written == [(16, False), (1, False)]
+    assert entry_path(folder, key_of(20)).exists()
