@@ -3,7 +3,7 @@
 ``python scripts/ship_default_heads.py --work .work/heads`` takes the checkpoints that
 `primelens.tune.default_heads` left, adds them to the bundle as every user adds a head
 (`primelens.export.heads`), then measures the *bundle* on held-out test scenes, and writes the
-figures into its manifest and card.
+figures into its manifest and card. A head without a checkpoint there stays as it is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def build(base: Path, work: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         current = Path(temporary) / "base"
         shutil.copytree(base, current)
-        for name in HEADS:
+        found = [name for name in HEADS if (work / f"{name}-checkpoint").is_dir()]
+        if not found:
+            raise SystemExit(f"{work} holds neither of {', '.join(HEADS)}: tune a head first")
+        for name in found:
             if name in open_bundle(current).manifest.heads:
                 remove_head(current, name)
             options = HeadOptions(kind="answer" if name == "answer" else None)
