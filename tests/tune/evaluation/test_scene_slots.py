@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import PIL
 import pytest
 
 from primelens.errors import InputError
 from primelens.images import read_image
 from primelens.tune.evaluation import Request, evaluate
-from primelens.tune.evaluation.scene_slots import parse_scene_source, scene_examples, slot_tallies
+from primelens.tune.evaluation.scene_slots import (
+    SceneImage,
+    parse_scene_source,
+    scene_examples,
+    slot_tallies,
+)
 from primelens.tune.metrics import Resampling
 from primelens.tune.scenes.evaluate import measure_captions
 from primelens.tune.scenes.language import caption
+from primelens.tune.scenes.render import drawing_digest
 from primelens.tune.scenes.world import scene
 
 
@@ -48,6 +55,22 @@ def test_a_scene_becomes_the_same_picture_each_time() -> None:
     example = next(scene_examples("validation", 1))
     assert read_image(example.image.read()).size == (128, 128)
     assert example.image.read() == example.image.read()
+
+
+def test_a_picture_is_identified_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [
+        SceneImage("test", 4),
+        SceneImage("test", 5),
+        SceneImage("train", 4),
+        SceneImage("test", 4, size=64),
+    ]
+    sources = [image.source for image in images]
+    assert len(set(sources)) == 4
+    assert sources[0] == SceneImage("test", 4).source
+    monkeypatch.setattr(PIL, "__version__", "0.0")
+    drawing_digest.cache_clear()
+    assert images[0].source not in sources
+    drawing_digest.cache_clear()
 
 
 def test_names_of_scene_sets() -> None:

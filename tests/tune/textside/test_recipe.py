@@ -78,6 +78,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, change: str, said: str) 
         ('"scenes:train:10"', '"x", format = "y"', "none of auto"),
         ('"scenes:train:10"', '"x", templates = ["a"]', "one place {} for the label"),
         ('"scenes:train:10"', '"x", repeat = 0', "at least 1"),
+        ('"scenes:train:10"', '"x", groups = 2', "in drawn scenes alone, not in x"),
         ("fresh = {", 'fusion = "prefix"\ntext = "x" #', "of a fresh text side"),
     ],
 )

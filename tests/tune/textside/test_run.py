@@ -15,11 +15,15 @@ from primelens.errors import InputError, OptionError
 from primelens.export.lock import compare_towers
 from primelens.towers import MatchingModel
 from primelens.tune.data.example import FileImage
+from primelens.tune.evaluation import scene_slots
 from primelens.tune.lock import TowerMovedError
+from primelens.tune.scenes.questions import questions
+from primelens.tune.scenes.render import font_is_installed
+from primelens.tune.scenes.world import scene
 from primelens.tune.textside import plan_run, tune
-from primelens.tune.textside.lessons import training_lessons
+from primelens.tune.textside.lessons import read_items, training_lessons
 from primelens.tune.textside.progress import read_log
-from primelens.tune.textside.recipe import DataChoice, Recipe
+from primelens.tune.textside.recipe import Data, DataChoice, Recipe
 from primelens.tune.textside.run import Run
 
 
@@ -80,6 +84,46 @@ def test_kept_features_leave_the_loss_as_it_is(recipe: Any, tmp_path: Path) -> N
     again = recipe("caption", out=str(tmp_path / "again"), features={"keep": str(tmp_path / "s")})
     assert tune(again).tower_runs == 0
     assert losses(again) == losses(plain)
+
+
+@pytest.mark.skipif(not font_is_installed(), reason="no emoji font to draw scenes with")
+def test_scenes_that_are_kept_are_not_drawn_again(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = {"train": {"path": "scenes:train:12"}, "validation": {"path": "scenes:train:6"}}
+    first, again = (
+        replace(
+            recipe("caption", out=str(tmp_path / name), features={"keep": str(tmp_path / "s")}),
+            data=Data(**{k: DataChoice(**choice) for k, choice in scenes.items()}),
+        )
+        for name in ("first", "again")
+    )
+    assert tune(first).tower_runs == 12
+
+    def draw(*_: object) -> None:
+        raise AssertionError("a scene is drawn")
+
+    monkeypatch.setattr(scene_slots, "render", draw)
+    assert tune(again).tower_runs == 0
+    assert losses(again) == losses(first)
+
+
+def test_crowded_scenes_come_again(recipe: Any) -> None:
+    asked: Recipe = recipe("caption")
+    also = DataChoice("scenes:train:40", groups=3, repeat=2)
+    data = Data(DataChoice("scenes:train:40"), also=(also,))
+    lessons = training_lessons(replace(asked, data=data))
+    ids = [item.example.id for item in lessons.items]
+    crowded = {f"train:{n}" for n in range(40) if len(scene("train", n).groups) >= 3}
+    assert 0 < len(crowded) < 40
+    assert {key: ids.count(key) for key in ids} == {
+        f"train:{n}": 3 if f"train:{n}" in crowded else 1 for n in range(40)
+    }
+    answers = read_items(also, "answer")
+    assert {item.example.id for item in answers} == crowded
+    first = answers[0]
+    by_hand = {q.text: q.answer for q in questions(scene("train", int(first.example.id[6:])))}
+    assert by_hand[first.question or ""] == first.texts[0]
 
 
 def test_kept_views_go_round(recipe: Any, tmp_path: Path) -> None:
