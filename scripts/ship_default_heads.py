@@ -109,12 +109,12 @@ def write_measures(folder: Path, card_of: Path, measured: dict[str, Any]) -> Non
     topics = ", ".join(f"{k} {v:.3f}" for k, v in measured["answer"]["by_topic"].items())
     card = folder / "README.md"
     before = card_of.read_text(encoding="utf-8")
-    quality = before[before.index("## Quality of this bundle") :].split("\nQuestions about ")[0]
+    quality, domain = before[before.index("## Quality of this bundle") :].split("## Domain")
+    captions = quality.split("\nQuestions about ")[0].rstrip()  # what an earlier call added goes
     text = card.read_text(encoding="utf-8").split("## Quality of this bundle")[0].rstrip()
     text = text.replace(f"* not measured: {UNMEASURED}\n", "")
     added = _QUALITY.format(**measured, topics=topics)
-    heading, domain = quality.split("## Domain")
-    whole = f"{text}\n\n{heading.rstrip()}\n{added}\n## Domain{domain}"
+    whole = f"{text}\n\n{captions}\n{added}\n## Domain{domain}"
     write_bytes(card, whole.encode())
     parity = {**bundle.manifest.parity, "tasks": measured}
     parity["not_measured"] = [x for x in parity.get("not_measured", []) if x != UNMEASURED]

@@ -8,6 +8,10 @@ empty background where that thing is not there. What they bring back then tells 
 Where to look in one picture is a choice among a few things, and teaches little about 142 nouns. So
 the same two queries must also choose the named kind among the mean cells of all kinds, and they
 learn that first, with no picture: among the other losses it does not begin to be learned.
+
+To find a thing and to say its name are two skills. The first is learned from questions whose
+answers are ``yes``, ``no`` and numbers, and is whole after 4,500 steps; few of those answers hold a
+name, so from then on names are asked for more often.
 """
 
 from __future__ import annotations
@@ -36,13 +40,28 @@ from primelens.tune.scenes.world import Scene, scene
 
 __all__ = ["AnswerLessons", "mean_cells"]
 
-_TOPICS = {"count": 4.0, "presence": 4.0, "relation": 3.0, "place": 0.5, "time": 0.5, "object": 0.5}
-"""Odds of what a lesson asks for, where the scene answers it."""
+_FINDING = {
+    "count": 4.0,
+    "presence": 4.0,
+    "relation": 3.0,
+    "place": 0.5,
+    "time": 0.5,
+    "object": 0.5,
+}
+_NAMING_TOO = {
+    "count": 1.5,
+    "presence": 2.0,
+    "relation": 6.0,
+    "place": 0.3,
+    "time": 0.2,
+    "object": 3.0,
+}
+"""Odds of what a lesson asks for, where the scene answers it: at first and later."""
 
 _NAMED = re.compile(r"(?:how many|is there an?|what is .* the) (?P<name>.+?)(?: are there)?\?")
 _LAYER, _HEADS = 1, 2  # which attention is told where to look
 _LOOKING, _NAMING = 0.5, 0.5  # and how strongly
-_NAMES_FIRST = 200  # steps
+_NAMES_FIRST, _FINDING_FIRST = 200, 4500  # steps
 
 
 @dataclass(frozen=True)
@@ -85,12 +104,14 @@ class AnswerLessons:
         self._queries = torch.empty(0)
         block.q_attn.register_forward_hook(self._remember)
 
-    def pair(self, shown: Scene, draw: np.random.Generator) -> tuple[Question, Question]:
-        """Two questions about one scene."""
-        first = self._one(shown, draw)
+    def pair(
+        self, shown: Scene, draw: np.random.Generator, odds: Mapping[str, float] = _FINDING
+    ) -> tuple[Question, Question]:
+        """Two questions about one scene, whose topics have such odds."""
+        first = self._one(shown, draw, odds)
         if first.topic == "presence":
             return first, _presence(shown, draw, there=first.answer == "no")
-        second = self._one(shown, draw)
+        second = self._one(shown, draw, odds)
         return first, second
 
     def loss(
@@ -99,8 +120,9 @@ class AnswerLessons:
         """Of one step, by its number."""
         asked: list[Question] = []
         cells = []
+        odds = _FINDING if step < _FINDING_FIRST else _NAMING_TOO
         for shown in scenes:
-            pair = self.pair(shown, draw)
+            pair = self.pair(shown, draw, odds)
             asked += pair
             kinds = cell_targets(shown, GRID).kinds.ravel()
             cells += [_looked_at(kinds, question.text) for question in pair]
@@ -134,13 +156,13 @@ class AnswerLessons:
         self._losses.clear()
         return {**shares, "told": told, "looking": looking, "naming": naming}
 
-    def _one(self, shown: Scene, draw: np.random.Generator) -> Question:
+    def _one(self, shown: Scene, draw: np.random.Generator, odds: Mapping[str, float]) -> Question:
         by_topic: dict[str, list[Question]] = {}
         for question in questions(shown):
             by_topic.setdefault(question.topic, []).append(question)
-        topics = [topic for topic in _TOPICS if topic in by_topic]
-        odds = np.array([_TOPICS[topic] for topic in topics])
-        topic = topics[int(draw.choice(len(topics), p=odds / odds.sum()))]
+        topics = [topic for topic in odds if topic in by_topic]
+        share = np.array([odds[topic] for topic in topics])
+        topic = topics[int(draw.choice(len(topics), p=share / share.sum()))]
         if topic == "presence":
             return _presence(shown, draw, there=draw.random() < 0.5)
         own = by_topic[topic]
