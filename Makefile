@@ -57,7 +57,7 @@ default-model: $(DEV)/.installed ## train, export and measure the shipped model 
 	test -d $(MODEL_WORK)/heads/tower || \
 	  $(DEV)/bin/python -m primelens.export.recover default --out $(MODEL_WORK)/heads/tower
 	$(DEV)/bin/python -m primelens.tune.default_heads states --work $(MODEL_WORK)/heads
-	for head in answer rank; do \
+	for head in answer "answer --steps 10500" rank; do \
 	  $(DEV)/bin/python -m primelens.tune.default_heads $$head \
 	    --work $(MODEL_WORK)/heads --tower $(MODEL_WORK)/heads/tower || exit 1; done
 	$(DEV)/bin/python scripts/ship_default_heads.py --work $(MODEL_WORK)/heads

@@ -63,7 +63,8 @@ class HeadStage:
     """How a head is tuned.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimiser steps, the rate's half cosine. A run that is over goes on where more are
+            asked for, at the rate of that place of the longer cosine.
         batch_size: pictures a step.
         rate: peak learning rate of AdamW.
         threads: torch's threads.
