@@ -97,4 +97,5 @@ def test_the_manifest_states_what_the_heads_were_measured_at(model: Model) -> No
     tasks = model.manifest.parity["tasks"]
     assert tasks["rank"]["top1"] >= 0.9
     assert tasks["rank"]["labels"] >= 120
-    assert tasks["answer"]["exact_answers"] >= 0.75
+    assert tasks["answer"]["exact_answers"] >= 0.95
+    assert min(tasks["answer"]["by_topic"].values()) >= 0.85
