@@ -110,13 +110,16 @@ def write_measures(folder: Path, card_of: Path, measured: dict[str, Any]) -> Non
     card = folder / "README.md"
     before = card_of.read_text(encoding="utf-8")
     quality, domain = before[before.index("## Quality of this bundle") :].split("## Domain")
-    captions = quality.split("\nQuestions about ")[0].rstrip()  # what an earlier call added goes
+    told = quality.split("\nQuestions about ")[0].rstrip()  # what an earlier call added goes
     text = card.read_text(encoding="utf-8").split("## Quality of this bundle")[0].rstrip()
     text = text.replace(f"* not measured: {UNMEASURED}\n", "")
     added = _QUALITY.format(**measured, topics=topics)
-    whole = f"{text}\n\n{captions}\n{added}\n## Domain{domain}"
+    whole = f"{text}\n\n{told}\n{added}\n## Domain{domain}"
     write_bytes(card, whole.encode())
-    parity = {**bundle.manifest.parity, "tasks": measured}
+    # The captioner is as it was, and so are its figures; taking a head out forgets them.
+    captions_at = open_bundle(card_of.parent).manifest.parity.get("task")
+    task = {} if captions_at is None else {"task": captions_at}
+    parity = {**bundle.manifest.parity, **task, "tasks": measured}
     parity["not_measured"] = [x for x in parity.get("not_measured", []) if x != UNMEASURED]
     files = {**bundle.manifest.files, card.name: file_record(card)}
     manifest = replace(bundle.manifest, parity=parity, files=files)
