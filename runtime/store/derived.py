@@ -10,14 +10,19 @@ The key of a derived set of tensors is the SHA-256 of the canonical JSON of::
 
 so that nothing derived outlives a re-tuned head. It is never written to disk: it is larger than the
 embedding, and a new head makes all of it worthless.
+
+Most pictures come once, and to copy what is derived from them costs more than all the rest of the
+store. So the first time the key alone is noted; what is derived the second time is held.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,6 +34,9 @@ __all__ = ["DERIVED_VERSION", "DerivedTensors", "DerivedTier"]
 
 DERIVED_VERSION = 1
 
+_NOTED = 2**14  # keys of what was derived once
+_ENTRY = "0" * 64
+
 
 class DerivedTensors:
     """The memory that the heads of a model share.
@@ -38,13 +46,25 @@ class DerivedTensors:
     """
 
     def __init__(self, cap: int) -> None:
+        self.cap = cap
         self.memory: MemoryTier[str, dict[str, Array]] = MemoryTier(cap)
         self.hits = self.misses = 0
+        self._once: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def tier(self, head: str, connector: str) -> DerivedTier:
         """The share of the head whose weights and connector graph have these digests."""
         return DerivedTier(self, head, connector)
+
+    def comes_again(self, key: str) -> bool:
+        """Whether this key was noted before; it is now."""
+        with self._lock:
+            known = key in self._once
+            self._once[key] = None
+            self._once.move_to_end(key)
+            if len(self._once) > _NOTED:
+                self._once.popitem(last=False)
+            return known
 
     def count(self, *, hit: bool, pictures: int) -> None:
         """Count pictures that were found, or not."""
@@ -71,14 +91,8 @@ class DerivedTier:
 
     def key(self, entry: str, prompt: Sequence[int] = ()) -> str:
         """The key of what is derived from one embedding, as the module's docstring defines it."""
-        document = {
-            "derived_version": DERIVED_VERSION,
-            "entry": entry,
-            "head": self.head,
-            "connector": self.connector,
-            "prompt": list(prompt),
-        }
-        return hashlib.sha256(canonical_json(document)).hexdigest()
+        before, after = _around_entry(self.head, self.connector, tuple(prompt))
+        return hashlib.sha256(before + entry.encode() + after).hexdigest()
 
     def fill(self, entries: Sequence[str | None], buffers: Mapping[str, Array]) -> bool:
         """Copy what is held into the rows of ``buffers``; whether all of it was held.
@@ -88,6 +102,8 @@ class DerivedTier:
             buffers: name → ``[rows, ...]``, what the connector would write.
         """
         found = []
+        if not self.tensors.cap:
+            entries = [None] * len(entries)
         for entry in entries:
             held = None if entry is None else self.tensors.memory.get(self.key(entry))
             if held is None or held.keys() != buffers.keys():
@@ -101,10 +117,26 @@ class DerivedTier:
         return True
 
     def keep(self, entries: Sequence[str | None], buffers: Mapping[str, Array]) -> None:
-        """Hold copies of the rows that the connector wrote."""
+        """Hold copies of the rows that the connector wrote, of pictures that come again."""
+        if not self.tensors.cap:
+            return
         for row, entry in enumerate(entries):
-            if entry is not None:
-                held = {name: values[row].copy() for name, values in buffers.items()}
-                self.tensors.memory.put(
-                    self.key(entry), held, sum(values.nbytes for values in held.values())
-                )
+            if entry is None or not self.tensors.comes_again(key := self.key(entry)):
+                continue
+            held = {name: values[row].copy() for name, values in buffers.items()}
+            self.tensors.memory.put(key, held, sum(values.nbytes for values in held.values()))
+
+
+@lru_cache(maxsize=64)
+def _around_entry(head: str, connector: str, prompt: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """A key's document in front of the entry and behind it, the same for every picture."""
+    document = {
+        "derived_version": DERIVED_VERSION,
+        "entry": _ENTRY,
+        "head": head,
+        "connector": connector,
+        "prompt": list(prompt),
+    }
+    opening = b'"entry":"'
+    before, after = canonical_json(document).split(opening + _ENTRY.encode())
+    return before + opening, after

@@ -41,7 +41,8 @@ def test_a_hit_says_what_the_miss_said(tmp_path: Path, dtype: StoredDtype, deriv
     later = primelens.load(FROZEN, options=ONE, cache=cache)
     later._encoder.tower = None  # whoever asks the tower now, fails
     fresh = [said(later.caption(pictures, search)) for search in SEARCHES]
-    assert misses == again == fresh
+    last = [said(later.caption(pictures, search)) for search in SEARCHES]
+    assert misses == again == fresh == last
     stats = later.cache_stats()
     assert stats is not None
     assert (stats.disk_hits, stats.misses) == (6, {})
