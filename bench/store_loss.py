@@ -10,6 +10,9 @@ The loss is 1 - 1 / ratio, where the ratio of times with and without is the cent
 (`primelens.bench.estimators.centre_interval`; a mean would be at the mercy of the few turns in
 which something else ran). With ``alike`` both turns go without a store: what is found then is
 chance or the method's fault.
+
+A run deletes what it kept, and for five minutes ext4 takes twenty times as long to create a file
+beside deleted ones: the next run on the same disk has to wait.
 """
 
 from __future__ import annotations

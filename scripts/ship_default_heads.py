@@ -23,9 +23,8 @@ import numpy as np
 import primelens
 from primelens.atomic import write_bytes
 from primelens.bundle import MANIFEST_NAME, file_record, open_bundle
-from primelens.export.heads import HeadOptions, add_head
+from primelens.export.heads import HeadOptions, add_head, swap_head
 from primelens.export.recover import declare_parts
-from primelens.export.remake import remove_head
 from primelens.model import Model
 from primelens.tune.scenes.objects import KINDS
 from primelens.tune.scenes.questions import questions
@@ -46,10 +45,9 @@ def build(base: Path, work: Path, target: Path) -> None:
         if not found:
             raise SystemExit(f"{work} holds neither of {', '.join(HEADS)}: tune a head first")
         for name in found:
-            if name in open_bundle(current).manifest.heads:
-                remove_head(current, name)
             options = HeadOptions(kind="answer" if name == "answer" else None)
-            add_head(current, work / f"{name}-checkpoint", name, options)
+            put_in = swap_head if name in open_bundle(current).manifest.heads else add_head
+            put_in(current, work / f"{name}-checkpoint", name, options)
         declare_parts(current)
         shutil.copytree(current, target, dirs_exist_ok=True)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +26,7 @@ from functools import lru_cache
 import numpy as np
 
 from primelens.engine import Array
-from primelens.schema import canonical_json
+from primelens.store.key import around
 from primelens.store.memory import MemoryTier
 
 __all__ = ["DERIVED_VERSION", "DerivedTensors", "DerivedTier"]
@@ -35,7 +34,6 @@ __all__ = ["DERIVED_VERSION", "DerivedTensors", "DerivedTier"]
 DERIVED_VERSION = 1
 
 _NOTED = 2**14  # keys of what was derived once
-_ENTRY = "0" * 64
 
 
 class DerivedTensors:
@@ -46,10 +44,9 @@ class DerivedTensors:
     """
 
     def __init__(self, cap: int) -> None:
-        self.cap = cap
         self.memory: MemoryTier[str, dict[str, Array]] = MemoryTier(cap)
         self.hits = self.misses = 0
-        self._once: OrderedDict[str, None] = OrderedDict()
+        self._noted: MemoryTier[str, bool] = MemoryTier(_NOTED if cap else 0)
         self._lock = threading.Lock()
 
     def tier(self, head: str, connector: str) -> DerivedTier:
@@ -58,13 +55,9 @@ class DerivedTensors:
 
     def comes_again(self, key: str) -> bool:
         """Whether this key was noted before; it is now."""
-        with self._lock:
-            known = key in self._once
-            self._once[key] = None
-            self._once.move_to_end(key)
-            if len(self._once) > _NOTED:
-                self._once.popitem(last=False)
-            return known
+        known = self._noted.get(key) is not None
+        self._noted.put(key, True, 1)
+        return known
 
     def count(self, *, hit: bool, pictures: int) -> None:
         """Count pictures that were found, or not."""
@@ -102,8 +95,6 @@ class DerivedTier:
             buffers: name → ``[rows, ...]``, what the connector would write.
         """
         found = []
-        if not self.tensors.cap:
-            entries = [None] * len(entries)
         for entry in entries:
             held = None if entry is None else self.tensors.memory.get(self.key(entry))
             if held is None or held.keys() != buffers.keys():
@@ -118,8 +109,6 @@ class DerivedTier:
 
     def keep(self, entries: Sequence[str | None], buffers: Mapping[str, Array]) -> None:
         """Hold copies of the rows that the connector wrote, of pictures that come again."""
-        if not self.tensors.cap:
-            return
         for row, entry in enumerate(entries):
             if entry is None or not self.tensors.comes_again(key := self.key(entry)):
                 continue
@@ -130,13 +119,12 @@ class DerivedTier:
 @lru_cache(maxsize=64)
 def _around_entry(head: str, connector: str, prompt: tuple[int, ...]) -> tuple[bytes, bytes]:
     """A key's document in front of the entry and behind it, the same for every picture."""
-    document = {
-        "derived_version": DERIVED_VERSION,
-        "entry": _ENTRY,
-        "head": head,
-        "connector": connector,
-        "prompt": list(prompt),
-    }
-    opening = b'"entry":"'
-    before, after = canonical_json(document).split(opening + _ENTRY.encode())
-    return before + opening, after
+    return around(
+        "entry",
+        {
+            "derived_version": DERIVED_VERSION,
+            "head": head,
+            "connector": connector,
+            "prompt": list(prompt),
+        },
+    )

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from primelens.schema import canonical_json
 
-__all__ = ["KEY_VERSION", "EntryKey", "Frame", "LazyKey", "StoredDtype", "TapKeys"]
+__all__ = ["KEY_VERSION", "EntryKey", "Frame", "LazyKey", "StoredDtype", "TapKeys", "around"]
 
 KEY_VERSION = 1
 
@@ -188,7 +188,14 @@ def _around_source(
 
     Keys of one tower differ in their sources alone; JSON is made once for all of them.
     """
-    document = canonical_json(EntryKey(tower, variant, dtype, _SOURCE, frame).document())
-    opening = b'"source":"'
-    before, after = document.split(opening + _SOURCE.encode())
+    return around("source", EntryKey(tower, variant, dtype, _SOURCE, frame).document())
+
+
+def around(name: str, document: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Canonical JSON in front of the text of one part and behind it, whatever that text is.
+
+    The JSON is made once for all documents that differ in a digest alone, which needs no escapes.
+    """
+    opening, place = f'"{name}":"'.encode(), _SOURCE.encode()
+    before, after = canonical_json({**document, name: _SOURCE}).split(opening + place)
     return before + opening, after

@@ -17,7 +17,7 @@ from primelens.tune.scenes.language import caption
 from primelens.tune.scenes.render import drawing_digest, render
 from primelens.tune.scenes.world import Scene, Split, scene
 
-__all__ = ["SceneImage", "parse_scene_source", "scene_examples", "slot_tallies"]
+__all__ = ["SceneImage", "parse_scene_source", "scene_examples", "scene_of", "slot_tallies"]
 
 REFERENCES = 5
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -84,7 +84,7 @@ def slot_tallies(keys: Sequence[str], texts: Sequence[str]) -> list[Tally]:
         keys: ids of `scene_examples`.
         texts: the captions.
     """
-    scenes = [_scene_of(key) for key in keys]
+    scenes = [scene_of(key) for key in keys]
     scores = [score_caption(s, text) for s, text in zip(scenes, texts, strict=True)]
     groups = np.array([len(s.groups) for s in scenes], np.float64)
     counts = np.array([score.counts for score in scores]) * groups
@@ -99,7 +99,8 @@ def slot_tallies(keys: Sequence[str], texts: Sequence[str]) -> list[Tally]:
     ]
 
 
-def _scene_of(key: str) -> Scene:
+def scene_of(key: str) -> Scene:
+    """The scene of an example of `scene_examples`, by its id."""
     wanted, _, index = key.partition(":")
     split = next(s for s in _SPLITS if s == wanted)
     return scene(split, int(index))

@@ -8,7 +8,12 @@ from itertools import count, islice
 
 from primelens.errors import InputError
 from primelens.tune.data import Example, Question
-from primelens.tune.evaluation.scene_slots import SceneImage, parse_scene_source, scene_examples
+from primelens.tune.evaluation.scene_slots import (
+    SceneImage,
+    parse_scene_source,
+    scene_examples,
+    scene_of,
+)
 from primelens.tune.scenes.objects import KINDS
 from primelens.tune.scenes.questions import questions
 from primelens.tune.scenes.world import Split, scene
@@ -75,10 +80,9 @@ def question_examples(split: Split, number: int) -> Iterator[Example]:
     official measure leaves one annotator out and asks three of the others.
     """
     for example in scene_examples(split, number):
-        index = int(example.id.partition(":")[2])
         asked = tuple(
             Question(f"{example.id}:{place}", one.text, (one.answer,) * _ANNOTATORS, one.topic)
-            for place, one in enumerate(questions(scene(split, index)))
+            for place, one in enumerate(questions(scene_of(example.id)))
         )
         yield replace(example, captions=(), questions=asked)
 

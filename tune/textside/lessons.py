@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from primelens.errors import InputError, OptionError
 from primelens.tune.data import DataSource, Example, read_examples
 from primelens.tune.data.example import Question
-from primelens.tune.evaluation.scene_slots import parse_scene_source, scene_examples
+from primelens.tune.evaluation.scene_slots import parse_scene_source, scene_examples, scene_of
 from primelens.tune.evaluation.scene_tasks import drawn_examples, names_objects
 from primelens.tune.scenes.questions import Question as SceneQuestion
 from primelens.tune.scenes.questions import questions
-from primelens.tune.scenes.world import scene
 from primelens.tune.textside.recipe import DataChoice, Recipe
 
 __all__ = ["Item", "Lesson", "Lessons", "read_items", "training_lessons"]
@@ -175,7 +174,7 @@ def _examples(choice: DataChoice, objective: str) -> Iterator[Example]:
     split, count = parse_scene_source(choice.path)
     for example in scene_examples(split, count, choice.groups):
         if objective == "answer":
-            asked = questions(scene(split, int(example.id.partition(":")[2])))
+            asked = questions(scene_of(example.id))
             example = replace(example, questions=_as_data(example.id, asked))
         yield example
 

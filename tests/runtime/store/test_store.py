@@ -363,6 +363,7 @@ def test_closing_twice_is_harmless(opened: Opener) -> None:
     with opened() as store:
         keep(store, 1)
     store.close()
+    assert isinstance(opened().get(key_of(1)), Hit)
 
 
 @pytest.mark.parametrize("values", [np.zeros(3), np.full((2, 2), np.nan, np.float32)])
