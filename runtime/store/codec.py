@@ -48,6 +48,13 @@ class Stored:
         """Name → array, in the order of files: after the scales the values are still aligned."""
         return ({} if self.scales is None else {"scales": self.scales}) | {"values": self.values}
 
+    @property
+    def contiguous(self) -> dict[str, NDArray[Any]]:
+        """`arrays`, each C-contiguous."""
+        if self.scales is None and self.values.flags.c_contiguous:
+            return {"values": self.values}
+        return {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
+
     @staticmethod
     def of(arrays: Mapping[str, NDArray[Any]]) -> Stored:
         """The inverse of `arrays`; raises ValueError where the arrays do not fit together."""

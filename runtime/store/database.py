@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from primelens.store.key import EntryKey, Frame, StoredDtype
+from primelens.store.key import EntryKey, Frame, Key, StoredDtype
 
 __all__ = [
     "DAMAGE",
@@ -69,11 +69,10 @@ DAMAGE = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What the index knows of an entry: key, bytes of its file, time of last use (ns), error."""
 
-    key: EntryKey
+    key: Key
     size: int
     used: int
     relative_error: float = 0.0

@@ -19,13 +19,13 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from primelens.store.codec import Stored
-from primelens.store.key import EntryKey, Frame, StoredDtype
+from primelens.store.key import EntryKey, Frame, Key, StoredDtype
 
 __all__ = [
     "ENTRY_FORMAT",
@@ -33,9 +33,10 @@ __all__ = [
     "CorruptEntryError",
     "Entry",
     "Head",
+    "Unsealed",
     "from_bytes",
     "head_of",
-    "to_parts",
+    "unsealed",
 ]
 
 ENTRY_FORMAT = "primelens-entry-1"
@@ -83,32 +84,59 @@ class Entry:
     stored: Stored
 
 
-def to_parts(entry: Entry) -> list[memoryview]:
-    """The file's content, as buffers to be written one after the other."""
-    arrays = {name: np.asarray(a, order="C") for name, a in entry.stored.arrays.items()}
-    key = entry.head.key
-    layout = tuple((name, array.dtype.str, array.shape) for name, array in arrays.items())
-    before, after = _around_own(key.tower, key.tap, key.variant, key.dtype, layout)
-    text = before + _own_text(entry.head) + after
+class Unsealed(NamedTuple):
+    """A file's content without its checksum.
+
+    Attributes:
+        header: in which eight digits are to be put in place.
+        arrays: what follows, each with elements and C-contiguous.
+    """
+
+    header: bytearray
+    arrays: list[NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return len(self.header) + sum([array.nbytes for array in self.arrays])
+
+    def sealed(self) -> list[memoryview]:
+        """All of the content, as buffers to be written one after the other."""
+        parts = [memoryview(self.header), *[array.data.cast("B") for array in self.arrays]]
+        self.header[_PLACE : _PLACE + _DIGITS] = _checksum(parts)
+        return parts
+
+
+def unsealed(
+    key: Key, size: tuple[int, int], errors: tuple[float, float], kept: Stored
+) -> Unsealed:
+    """The file's content, but for its checksum.
+
+    Args:
+        key, size, errors: what `Head` has.
+        kept: the values.
+    """
+    arrays = kept.contiguous
+    before, after = _around_own(
+        *(key.tower, key.tap, key.variant, key.dtype),
+        tuple([(name, array.dtype, array.shape) for name, array in arrays.items()]),
+    )
+    text = before + _own_text(key.source, key.frame, size, errors) + after
     text += b" " * (-len(text) % 8)
     if len(text) > HEAD_BYTES - 8:
         raise ValueError(f"the header would have {len(text)} bytes")
-    opening = bytearray(len(text).to_bytes(8, "little") + text)
-    # A view as bytes; of an array without elements there is none.
-    parts = [memoryview(opening)]
-    parts += [a.reshape(-1).view(np.uint8).data for a in arrays.values() if a.size]
-    opening[_PLACE : _PLACE + _DIGITS] = _checksum(parts)
-    return parts
+    header = bytearray(len(text).to_bytes(8, "little") + text)
+    return Unsealed(header, [array for array in arrays.values() if array.size])
 
 
-def _own_text(head: Head) -> bytes:
+def _own_text(
+    source: str, frame: Frame | None, size: tuple[int, int], errors: tuple[float, float]
+) -> bytes:
     """The part of the header that is an entry's own; JSON needs no escapes in it."""
-    frame = head.key.frame
+    place = "" if frame is None else f"{frame.index} {frame.timestamp_ns}"
     return (
-        f'"source":"{head.key.source}",'
-        f'"frame":"{"" if frame is None else f"{frame.index} {frame.timestamp_ns}"}",'
-        f'"size":"{head.size[0]} {head.size[1]}",'
-        f'"max_error":"{head.max_error!r}","relative_error":"{head.relative_error!r}"'
+        f'"source":"{source}","frame":"{place}","size":"{size[0]} {size[1]}",'
+        f'"max_error":"{errors[0]!r}","relative_error":"{errors[1]!r}"'
     ).encode()
 
 
@@ -118,20 +146,19 @@ def _around_own(
     tap: str,
     variant: str,
     dtype: StoredDtype,
-    layout: tuple[tuple[str, str, tuple[int, ...]], ...],
+    layout: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...],
 ) -> tuple[bytes, bytes]:
     """The header in front of an entry's own part and behind it, for all entries of one tower."""
     head = Head(EntryKey(tower, variant, dtype, _SOURCE, tap=tap), (0, 0))
     header: dict[str, Any] = {"__metadata__": {"checksum": "0" * _DIGITS, **_metadata(head)}}
     offset = 0
-    for name, text, shape in layout:
-        numbers = np.dtype(text)
+    for name, numbers, shape in layout:
         kind = next(kind for kind, known in _NAMES.items() if known == numbers)
         end = offset + math.prod(shape) * numbers.itemsize
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     whole = json.dumps(header, separators=(",", ":")).encode("ascii")
-    before, after = whole.split(_own_text(head))
+    before, after = whole.split(_own_text(_SOURCE, None, (0, 0), (0.0, 0.0)))
     return before, after
 
 

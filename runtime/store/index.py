@@ -40,7 +40,7 @@ from primelens.store.database import (
     touch,
 )
 from primelens.store.folder import INDEX, StoreFolder
-from primelens.store.key import EntryKey
+from primelens.store.key import Key
 from primelens.store.writers import DeadWriters
 
 __all__ = ["Index", "Report", "Row"]
@@ -161,7 +161,7 @@ class Index:
 
         self._transaction(work)
 
-    def histories(self, keys: Sequence[EntryKey]) -> tuple[dict[str, str], list[Row]]:
+    def histories(self, keys: Sequence[Key]) -> tuple[dict[str, str], list[Row]]:
         """Why keys are gone ("evicted", "corrupt"), if that is remembered; their pictures' rows."""
         return self._safely(
             lambda db: (

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from primelens.store.codec import Stored
 from primelens.store.database import Row
-from primelens.store.entry_file import Entry, Head, to_parts
-from primelens.store.key import EntryKey, LazyKey
+from primelens.store.entry_file import Head, unsealed
+from primelens.store.key import Key
 from primelens.store.ledger import Ledger, Ready
 from primelens.store.tally import Tally
 
@@ -62,7 +62,7 @@ class Unmeasured:
 
     def __init__(
         self,
-        key: EntryKey | LazyKey,
+        key: Key,
         size: tuple[int, int],
         stored: Stored,
         values: NDArray[np.float32] | None = None,
@@ -72,12 +72,11 @@ class Unmeasured:
         self.nbytes = stored.values.nbytes + (0 if values is None else values.nbytes)
         self.given, self.used = time.time_ns(), 0
 
-    def measured(self) -> Entry:
-        """The entry with its errors."""
+    def errors(self) -> tuple[float, float]:
+        """The largest and the relative error of storing."""
         if self.head is not None:
-            return Entry(self.head, self.stored)
-        errors = (0.0, 0.0) if self.values is None else self.stored.error(self.values)
-        return Entry(Head(self.key.whole, self.size, *errors), self.stored)
+            return self.head.max_error, self.head.relative_error
+        return (0.0, 0.0) if self.values is None else self.stored.error(self.values)
 
 
 class Keeping:
@@ -161,9 +160,9 @@ class Keeping:
             found.used = time.time_ns()
         return found
 
-    def given(self) -> list[tuple[EntryKey, int]]:
+    def given(self) -> list[tuple[Key, int]]:
         """Keys of what is queued, and when (ns) each was given to be kept."""
-        return [(queued.key.whole, queued.given) for queued in self._queue.copy()]
+        return [(queued.key, queued.given) for queued in self._queue.copy()]
 
     def drain(self) -> None:
         """Write what is queued."""
@@ -221,14 +220,13 @@ class Keeping:
         return min(max(0.0, _SECONDS - waited), _SECONDS)
 
     def _ready(self, entry: Unmeasured) -> Ready:
-        measured = entry.measured()
-        parts = to_parts(measured)
-        size = sum(part.nbytes for part in parts)
+        errors = entry.errors()
+        content = unsealed(entry.key, entry.size, errors, entry.stored)
+        size = content.nbytes
         if size > self._cap:
             raise OSError(errno.EFBIG, f"an entry of {size} bytes exceeds the cap")
-        head = measured.head
-        row = Row(head.key, size, max(entry.given, entry.used), head.relative_error)
-        return Ready(row, parts, entry.given)
+        row = Row(entry.key, size, max(entry.given, entry.used), errors[1])
+        return Ready(row, content, entry.given)
 
 
 _ALIVE: weakref.WeakSet[Keeping] = weakref.WeakSet()

@@ -19,11 +19,20 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from primelens.schema import canonical_json
 
-__all__ = ["KEY_VERSION", "EntryKey", "Frame", "LazyKey", "StoredDtype", "TapKeys", "around"]
+__all__ = [
+    "KEY_VERSION",
+    "EntryKey",
+    "Frame",
+    "Key",
+    "LazyKey",
+    "StoredDtype",
+    "TapKeys",
+    "around",
+]
 
 KEY_VERSION = 1
 
@@ -125,16 +134,26 @@ class LazyKey:
         frame: which frame of a video.
 
     Attributes:
-        digest: what `EntryKey.digest` will be.
+        digest, source, frame, tower, variant, dtype, tap: what those of the `EntryKey` will be.
     """
 
-    __slots__ = ("_frame", "_source", "_tap", "_whole", "digest")
+    __slots__ = ("_tap", "_whole", "digest", "frame", "source")
 
     def __init__(self, tap: TapKeys, source: str, frame: Frame | None = None) -> None:
-        self._tap, self._source, self._frame = tap, source, frame
+        self._tap, self.source, self.frame = tap, source, frame
         self._whole: EntryKey | None = None
         before, after = tap.around if frame is None else tap.around_frame(frame)
         self.digest = hashlib.sha256(before + source.encode() + after).hexdigest()
+
+    @property
+    def tower(self) -> str:
+        """Identity of the tower at the tap."""
+        return self._tap.tower
+
+    @property
+    def variant(self) -> str:
+        """Precision and recipe of the computation."""
+        return self._tap.variant
 
     @property
     def dtype(self) -> StoredDtype:
@@ -142,11 +161,23 @@ class LazyKey:
         return self._tap.dtype
 
     @property
+    def tap(self) -> str:
+        """The tap's name."""
+        return self._tap.tap
+
+    @property
     def whole(self) -> EntryKey:
         """The key with its parts; raises ValueError as `EntryKey` does."""
         if self._whole is None:
-            self._whole = self._tap.key(self._source, self._frame, self.digest)
+            self._whole = self._tap.key(self.source, self.frame, self.digest)
         return self._whole
+
+    def document(self) -> dict[str, Any]:
+        """What `EntryKey.document` returns."""
+        return self.whole.document()
+
+
+Key: TypeAlias = EntryKey | LazyKey
 
 
 @dataclass(frozen=True)

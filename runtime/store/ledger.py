@@ -19,12 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from primelens.store.database import Row
+from primelens.store.entry_file import Unsealed
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Report
-from primelens.store.key import EntryKey
+from primelens.store.key import Key
 from primelens.store.writers import Writer
 
 __all__ = ["Ledger", "Ready"]
@@ -36,18 +37,17 @@ _SHARE = 64  # a writer has at most this part of the cap set apart
 _MOST_BYTES = 16 * 2**20  # so that a hundred writers do not fill a store with what they may need
 
 
-@dataclass(frozen=True)
-class Ready:
+class Ready(NamedTuple):
     """An entry that can be written.
 
     Attributes:
         row: what the index will be told.
-        parts: the file's content.
+        content: the file's.
         given: when (ns) it was given to be kept.
     """
 
     row: Row
-    parts: Sequence[memoryview]
+    content: Unsealed
     given: int
 
 
@@ -77,7 +77,7 @@ class Ledger:
         self._process = os.getpid()
         self._room = 0
         self._granted_by = -1  # which database set the room apart
-        self._wrote: dict[str, Ready] = {}
+        self._wrote: dict[str, tuple[Row, int]] = {}  # and when (ns) it was given
         self._used: dict[str, int] = {}
         self._told = time.monotonic()
 
@@ -128,14 +128,14 @@ class Ledger:
         for entry, name in zip(run, names, strict=True):
             digest = entry.row.key.digest
             try:
-                self._folder.write(digest, entry.parts, name)
+                self._folder.write(digest, entry.content.sealed(), name)
             except OSError as error:
                 notice(error)
                 self._room += entry.row.size
                 failed += 1
             else:
                 before = self._wrote.get(digest)
-                self._wrote[digest] = replace(entry, given=before.given) if before else entry
+                self._wrote[digest] = (entry.row, before[1] if before else entry.given)
         return len(run) - failed
 
     def use(self, digest: str) -> bool:
@@ -144,10 +144,10 @@ class Ledger:
             self._used[digest] = time.time_ns()
             return len(self._used) >= _MOST_USES or self._late()
 
-    def given(self) -> list[tuple[EntryKey, int]]:
+    def given(self) -> list[tuple[Key, int]]:
         """Keys that the index does not know yet, and when (ns) each was given to be kept."""
         with self.lock:
-            return [(entry.row.key, entry.given) for entry in self._wrote.values()]
+            return [(row.key, given) for row, given in self._wrote.values()]
 
     def tell(self) -> None:
         """Tell the index everything, and give back what is set apart.
@@ -210,7 +210,7 @@ class Ledger:
             used, self._used = self._used, {k: n for k, n in self._used.items() if k == later}
         report = Report(
             writer=self._writer.name if self._writer is not None else "",
-            wrote=[entry.row for entry in self._wrote.values()],
+            wrote=[row for row, _ in self._wrote.values()],
             touched=used,
             coming=coming,
             spare=self._spare,

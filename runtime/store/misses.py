@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from primelens.store.index import Index
-from primelens.store.key import EntryKey, LazyKey
+from primelens.store.key import Key
 from primelens.store.ledger import Ledger
 from primelens.store.outcome import Miss, Reason
 from primelens.store.tally import Tally
@@ -25,7 +25,7 @@ logger = logging.getLogger("primelens.store")
 
 _MOST = 512  # that wait
 
-Given = Callable[[], Iterable[tuple[EntryKey, int]]]
+Given = Callable[[], Iterable[tuple[Key, int]]]
 
 
 class Misses:
@@ -45,9 +45,9 @@ class Misses:
     ) -> None:
         self._index, self._ledger, self._tally = index, ledger, tally
         self._given, self._writable = given, writable
-        self._waiting: deque[tuple[Miss, EntryKey | LazyKey, int]] = deque()
+        self._waiting: deque[tuple[Miss, Key, int]] = deque()
 
-    def add(self, key: EntryKey | LazyKey) -> Miss:
+    def add(self, key: Key) -> Miss:
         """A miss of a key that has no file now."""
         miss = Miss.unexplained(self.explain)
         self._waiting.append((miss, key, time.time_ns()))
@@ -61,13 +61,13 @@ class Misses:
             waiting = []
             while self._waiting:
                 miss, key, at = self._waiting.popleft()
-                waiting.append((miss, key.whole, at))
+                waiting.append((miss, key, at))
             if waiting:
                 self._explain(waiting)
 
-    def _explain(self, waiting: Sequence[tuple[Miss, EntryKey, int]]) -> None:
+    def _explain(self, waiting: Sequence[tuple[Miss, Key, int]]) -> None:
         fates: Mapping[str, str] = {}
-        known: dict[str, list[tuple[EntryKey, int]]] = {}
+        known: dict[str, list[tuple[Key, int]]] = {}
         lost = []
         try:
             fates, rows = self._index.histories([key for _, key, _ in waiting])
@@ -92,20 +92,23 @@ class Misses:
             self._tally.notice(error)
 
 
-def _of_its_time(
-    key: EntryKey, at: int, known: Iterable[tuple[EntryKey, int]]
-) -> tuple[bool, list[EntryKey]]:
+def _of_its_time(key: Key, at: int, known: Iterable[tuple[Key, int]]) -> tuple[bool, list[Key]]:
     """Whether a key was known when it was missed, and its picture's other keys."""
-    same = [since for other, since in known if other == key]
-    return any(since <= at for since in same), [other for other, _ in known if other != key]
+    there, others = False, []
+    for other, since in known:
+        if other.digest != key.digest:
+            others.append(other)
+        elif since <= at:
+            there = True
+    return there, others
 
 
 def _reason(
-    key: EntryKey, fate: str | None, others: Sequence[EntryKey], *, there: bool
+    key: Key, fate: str | None, others: Sequence[Key], *, there: bool
 ) -> tuple[Reason, tuple[str, ...]]:
     if there:  # and yet its file was not
         return "evicted", ()
     if fate is not None:
         return ("corrupt" if fate == "corrupt" else "evicted"), ()
-    differing = [key.differing(other) for other in others]
+    differing = [key.whole.differing(other.whole) for other in others]
     return ("differs", min(differing, key=len)) if differing else ("new", ())

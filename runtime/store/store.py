@@ -24,7 +24,7 @@ from primelens.store.entry_file import (
 from primelens.store.folder import StoreFolder
 from primelens.store.index import Index, Row
 from primelens.store.keeping import Keeping, Unmeasured
-from primelens.store.key import EntryKey, LazyKey
+from primelens.store.key import EntryKey, Key
 from primelens.store.ledger import Ledger
 from primelens.store.memory import MemoryTier
 from primelens.store.misses import Misses
@@ -91,7 +91,7 @@ class EmbeddingStore:
         _OPEN.discard(self)
         self._finalizer()
 
-    def get(self, key: EntryKey | LazyKey) -> Hit | Miss:
+    def get(self, key: Key) -> Hit | Miss:
         """Look a key up."""
         digest = key.digest
         found: Hit | Miss | None = self._memory.get(digest)
@@ -126,7 +126,7 @@ class EmbeddingStore:
 
     def put_all(
         self,
-        items: Sequence[tuple[EntryKey | LazyKey, NDArray[np.float32], tuple[int, int]]],
+        items: Sequence[tuple[Key, NDArray[np.float32], tuple[int, int]]],
         *,
         later: bool = False,
         checked: bool = False,
@@ -263,7 +263,7 @@ class EmbeddingStore:
         self.flush()
         self._index.rebuild()
 
-    def _read(self, key: EntryKey | LazyKey) -> Hit | Miss:
+    def _read(self, key: Key) -> Hit | Miss:
         digest, inode = key.digest, None
         try:
             content, inode = self._folder.read(digest)

@@ -14,11 +14,10 @@ from primelens.store.codec import stored
 from primelens.store.entry_file import (
     HEAD_BYTES,
     CorruptEntryError,
-    Entry,
     Head,
     from_bytes,
     head_of,
-    to_parts,
+    unsealed,
 )
 
 from .conftest import key_of, values_of
@@ -29,7 +28,7 @@ FLIPS = 10_000
 
 def file_of(key: EntryKey, shape: tuple[int, ...] = (6, 16)) -> bytes:
     kept = stored(values_of(1, shape), key.dtype)
-    return b"".join(to_parts(Entry(Head(key, (640, 480), 0.5, 0.25), kept)))
+    return b"".join(unsealed(key, (640, 480), (0.5, 0.25), kept).sealed())
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
