@@ -3,8 +3,8 @@
 One model does it all with its store taken away and given back: the idle threads of a second one
 would take the cores from the first. Both turns of a pair get the same pictures, each with a few
 bytes of its own behind its end, so that no store knows the file and every decoder takes the same
-time. A turn is some batches, and ends when everything is written, so writing that would overlap
-with later pictures is counted in full. Pairs change which comes first.
+time. A turn is many batches, and ends when everything is written: of the last batch that is in full
+what would overlap with later pictures. Pairs change which comes first.
 
 The loss is 1 - 1 / ratio, where the ratio of times with and without is the centre of the pairs'
 (`primelens.bench.estimators.centre_interval`; a mean would be at the mercy of the few turns in
@@ -34,7 +34,7 @@ from primelens.options import CacheOptions, CaptionOptions
 __all__ = ["BATCHES", "ROUNDS", "Loss", "throughput_loss"]
 
 BATCH = 16  # pictures at once
-BATCHES = 4  # in a turn
+BATCHES = 16  # in a turn
 ROUNDS = 40
 
 Work = Callable[[list[bytes]], object]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -43,14 +44,23 @@ __all__ = [
 
 
 class Prepared:
-    """A picture read and preprocessed, not yet encoded."""
+    """A picture read and preprocessed, not yet encoded; the decoded one is let go of."""
 
-    __slots__ = ("missing", "pixels", "seconds", "source")
+    __slots__ = ("digest", "missing", "name", "pixels", "seconds", "size")
 
     def __init__(
         self, source: SourceImage, pixels: Any, seconds: float, missing: Missing | None
     ) -> None:
-        self.source, self.pixels, self.seconds, self.missing = source, pixels, seconds, missing
+        self.digest, self.size, self.name = source.digest, source.size, source.name
+        self.pixels, self.seconds, self.missing = pixels, seconds, missing
+
+
+class LookedUp(NamedTuple):
+    """A picture that is not kept, or was not looked for; of a file the content, not decoded."""
+
+    image: SourceImage | UndecodedImage
+    seconds: float
+    missing: Missing | None
 
 
 class PreparedVideo:
@@ -89,6 +99,7 @@ class PreparedVideo:
 
 
 Item: TypeAlias = "Prepared | PreparedVideo | EncodedImage"
+Found: TypeAlias = "LookedUp | EncodedImage | Failure | None"
 Batch: TypeAlias = "tuple[list[Item | Failure], list[EncodedImage]]"
 
 
@@ -124,6 +135,8 @@ class ImageEncoder:
         """Read and preprocess a picture or video, unless it is encoded or kept already."""
         if isinstance(image, EncodedImage):
             return image
+        if self.kept:
+            self.kept.store.write_meanwhile()
         if isinstance(image, Video):
             return self._video(image)
         if isinstance(image, np.ndarray) and image.ndim == 4:
@@ -148,25 +161,33 @@ class ImageEncoder:
         return PreparedVideo(video.name, [self._picture(image) for image in read], times)
 
     def _picture(self, image: ImageSource) -> Prepared | EncodedImage:
+        found = self._looked_up(image)
+        return found if isinstance(found, EncodedImage) else self._decoded(found)
+
+    def _looked_up(self, image: ImageSource) -> LookedUp | EncodedImage:
+        """What is kept of a picture; else its file."""
         start = time.perf_counter()
         opened = open_image(image)
-        missing = None
-        if self.kept:
-            found = self.kept.find(opened)
-            if isinstance(found, EncodedImage):
-                seconds = time.perf_counter() - start
-                return replace(found, timings=Timings(preprocess=seconds))
-            missing = found
-            if self.tower is None:
-                raise InputError(
-                    f"{opened.name} is not in the store {self.kept.store.path} ({missing.why}), "
-                    f"and the bundle {self._name!r} has no tower to encode it with.",
-                    remedy="Fill the store with the whole bundle: primelens encode --cache.",
-                )
-            self.kept.store.write_meanwhile()
+        if self.kept is None:
+            return LookedUp(opened, time.perf_counter() - start, None)
+        found = self.kept.find(opened)
+        seconds = time.perf_counter() - start
+        if isinstance(found, EncodedImage):
+            return replace(found, timings=Timings(preprocess=seconds))
+        if self.tower is None:
+            raise InputError(
+                f"{opened.name} is not in the store {self.kept.store.path} ({found.why}), "
+                f"and the bundle {self._name!r} has no tower to encode it with.",
+                remedy="Fill the store with the whole bundle: primelens encode --cache.",
+            )
+        return LookedUp(opened, seconds, found)
+
+    def _decoded(self, found: LookedUp) -> Prepared:
+        start = time.perf_counter()
+        opened = found.image
         source = opened.decode() if isinstance(opened, UndecodedImage) else opened
         pixels = self.preprocessing(source)
-        return Prepared(source, pixels, time.perf_counter() - start, missing)
+        return Prepared(source, pixels, found.seconds + time.perf_counter() - start, found.missing)
 
     def batches(self, images: Iterable[ImageSource | EncodedImage], size: int) -> Iterator[Batch]:
         """Per batch: every picture as it was prepared, and the good ones encoded."""
@@ -178,17 +199,53 @@ class ImageEncoder:
             yield prepared, self.encode(good)
 
     def attempt_all(self, images: Sequence[ImageSource | EncodedImage]) -> list[Item | Failure]:
-        """`attempt` of every picture, several at a time: decoding leaves Python to the others."""
+        """`attempt` of every picture, several at a time: decoding leaves Python to the others.
+
+        With a store the caller looks up one file after the other, and readers decode meanwhile
+        what is not kept. One that finds no picture left writes what is to be kept until the others
+        are done: a core would be idle otherwise.
+        """
         workers = min(self._threads, len(images))
         if workers < 2:
             return [self.attempt(image) for image in images]
-        with ThreadPoolExecutor(workers, thread_name_prefix="primelens-read") as pool:
-            return list(pool.map(self.attempt, images))
+        read = threading.Event()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="primelens-read")
+        try:
+            if self.kept is None:
+                return list(pool.map(self.attempt, images))
+            store = self.kept.store
+            if store.is_behind():
+                pool.submit(store.write_until, None)
+            reading = [
+                pool.submit(self._attempt_rest, image, self._attempt_to_find(image))
+                for image in images
+            ]
+            pool.submit(store.write_until, read)
+            return [one.result() for one in reading]
+        finally:
+            read.set()
+            # What is just being written is let run on: a few entries, beside the next copying.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def attempt(self, image: ImageSource | EncodedImage) -> Item | Failure:
         """`prepare`, with a `Failure` row for a picture that cannot be read."""
+        return self._attempt_rest(image, None)
+
+    def _attempt_rest(self, image: ImageSource | EncodedImage, found: Found) -> Item | Failure:
+        """`attempt`, from what was found of the picture before."""
         try:
-            return self.prepare(image)
+            if found is None:
+                return self.prepare(image)
+            return self._decoded(found) if isinstance(found, LookedUp) else found
+        except InputError as error:
+            return Failure(name_of(image), error)
+
+    def _attempt_to_find(self, image: ImageSource | EncodedImage) -> Found:
+        """What is kept of a file, else its content; None for what is more work than that."""
+        if not isinstance(image, (str, os.PathLike, bytes, bytearray, memoryview)):
+            return None
+        try:
+            return self._looked_up(image)
         except InputError as error:
             return Failure(name_of(image), error)
 
@@ -211,16 +268,16 @@ class ImageEncoder:
             return [item for item in items if isinstance(item, EncodedImage)]
         if self.tower is None:
             raise ModelNotFoundError(
-                f"The bundle {self._name!r} has no tower, and {fresh[0].source.name} is not kept.",
+                f"The bundle {self._name!r} has no tower, and {fresh[0].name} is not kept.",
                 remedy="Encode the picture with a bundle that has the tower.",
             )
         # A picture that comes several times in one batch is encoded once.
         firsts: dict[str, Prepared] = {}
         for item in fresh:
-            firsts.setdefault(item.source.digest, item)
+            firsts.setdefault(item.digest, item)
         encoded = self._run(self.tower, list(firsts.values()))
         return [
-            item if isinstance(item, EncodedImage) else _renamed(encoded[item.source.digest], item)
+            item if isinstance(item, EncodedImage) else _renamed(encoded[item.digest], item)
             for item in items
         ]
 
@@ -244,9 +301,9 @@ class ImageEncoder:
             EncodedImage(
                 taps=rows[row] if kept is None else kept[row].taps,
                 identities=self.identities,
-                source=item.source.digest,
-                size=item.source.size,
-                name=item.source.name,
+                source=item.digest,
+                size=item.size,
+                name=item.name,
                 timings=Timings(preprocess=item.seconds, tower=seconds),
                 cache="off" if kept is None else "miss",
                 missed=item.missing and item.missing.why,
@@ -263,7 +320,7 @@ class ImageEncoder:
         if self.kept is None:
             return None
         looked_up = [
-            (item.missing, values, item.source.size)
+            (item.missing, values, item.size)
             for item, values in zip(items, rows, strict=True)
             if item.missing is not None
         ]
@@ -297,10 +354,10 @@ def _digest_of(digests: Sequence[str]) -> str:
 
 def _renamed(encoded: EncodedImage, item: Prepared) -> EncodedImage:
     """``encoded`` under the name of one of the items that it was encoded for."""
-    if encoded.name == item.source.name:
+    if encoded.name == item.name:
         return encoded
     timings = replace(encoded.timings, preprocess=item.seconds)
-    return replace(encoded, name=item.source.name, timings=timings)
+    return replace(encoded, name=item.name, timings=timings)
 
 
 def open_kept_of(bundle: Bundle, cache: CacheOptions | None) -> KeptTaps | None:

@@ -1,14 +1,19 @@
 """Writing entries, at once or later.
 
-What is given to `Keeping.keep_later` waits in memory until there is enough of it to be worth
-writing: in between the tower's weights have passed through the processor's caches, so that the code
-which writes has to come from memory for the first entry only. It is then written by a thread, when
-the next pictures are about to be decoded (`Keeping.write_meanwhile`): that is the time when a core
-is idle, or busy with pictures that another can take. A thread that wrote beside the tower, which
-uses every core, would take more time from it than the writing takes. If no picture is decoded, the
-caller who brings too much writes, and what has waited for a second is written by the thread. What
-waits is found by `Keeping.queued`. When the process is killed it is not kept; when it ends, or
-closes the store, it is written.
+What is given to `Keeping.keep_later` waits in memory until somebody has time to write it: in
+between the tower's weights have passed through the processor's caches, so that the code which
+writes has to come from memory for the first entry only. Whoever wrote beside the tower, which uses
+every core, would take more time from it than the writing takes. So it is done while pictures are
+decoded:
+
+* of a batch, a reader that finds no picture left writes a few entries at a time until the others
+  are done (`Keeping.write_until`). If that was not enough, or the index has to be told, all that
+  waits is written before the next batch's pictures are decoded (`Keeping.is_behind`);
+* of single pictures, a thread of the store writes, for a core is idle (`Keeping.write_meanwhile`).
+
+If no picture is decoded, the caller who brings too much writes, and what has waited for a second is
+written by the thread. What waits is found by `Keeping.queued`. When the process is killed it is not
+kept; when it ends, or closes the store, it is written.
 """
 
 from __future__ import annotations
@@ -38,7 +43,9 @@ __all__ = ["Keeping", "Unmeasured"]
 logger = logging.getLogger("primelens.store")
 
 _WORTH, _BYTES_WORTH = 16, 2**20  # entries that are worth writing, while pictures are decoded
-_AT_ONCE, _BYTES_AT_ONCE = 64, 2**22  # that are too many to wait on
+_AT_ONCE, _BYTES_AT_ONCE = 128, 2**25  # that are too many to wait on
+_BEHIND = 48  # that are written before pictures are decoded
+_FEW = 4  # at a time, by who may be told to stop
 _SECONDS = 1.0  # that fewer wait
 
 
@@ -153,6 +160,25 @@ class Keeping:
                 self._asked = True
                 self._changed.notify_all()
 
+    def is_behind(self) -> bool:
+        """Whether so much waits, or the index has to be told so much, that it needs time."""
+        count = len(self._queue)
+        return count >= _BEHIND or (count > 0 and self._ledger.must_tell(count, self._bytes))
+
+    def write_until(self, stop: threading.Event) -> None:
+        """Write what waits, a few entries at a time, until told to stop.
+
+        It is over as well when nothing waits, another thread writes, or the index has to be told,
+        which takes a hundred times as long as writing an entry.
+        """
+        while self._queue and not stop.is_set() and self._writing.acquire(blocking=False):
+            try:
+                if self._ledger.must_tell(_FEW, self._bytes):
+                    return
+                self._write_first(_FEW)
+            finally:
+                self._writing.release()
+
     def queued(self, digest: str) -> Unmeasured | None:
         """An entry that waits to be written; it counts as used."""
         found = self._latest.get(digest)
@@ -182,16 +208,21 @@ class Keeping:
     def _write_some(self) -> None:
         """Write the first entries of the queue, after those that are being written."""
         with self._writing:
-            some = list(islice(self._queue.copy(), _AT_ONCE))
-            try:
-                self._keep(some)
-            finally:  # a mistake of ours must not make everybody try for ever
-                with self._changed:
-                    for entry in some:
-                        self._queue.popleft()
-                        self._bytes -= entry.nbytes
-                        if self._latest.get(entry.key.digest) is entry:
-                            del self._latest[entry.key.digest]
+            self._write_first(_AT_ONCE)
+
+    def _write_first(self, count: int) -> None:
+        """The same, for who holds the lock."""
+        with self._changed:
+            some = list(islice(self._queue, count))
+        try:
+            self._keep(some)
+        finally:  # a mistake of ours must not make everybody try for ever
+            with self._changed:
+                for entry in some:
+                    self._queue.popleft()
+                    self._bytes -= entry.nbytes
+                    if self._latest.get(entry.key.digest) is entry:
+                        del self._latest[entry.key.digest]
 
     def _write_what_waits(self) -> None:
         while True:

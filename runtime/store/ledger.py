@@ -188,6 +188,10 @@ class Ledger:
                 self._writer = None
             self._begin()
 
+    def must_tell(self, count: int, nbytes: int) -> bool:
+        """Whether the index has to be told before so many more entries are written."""
+        return nbytes > self._room or len(self._wrote) + count >= _MOST_ENTRIES or self._late()
+
     def _late(self) -> bool:
         return time.monotonic() - self._told > _SECONDS
 

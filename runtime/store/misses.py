@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from primelens.store.index import Index
@@ -75,12 +75,16 @@ class Misses:
                 known.setdefault(key.source, []).append((key, since))
         except (OSError, sqlite3.Error) as error:
             logger.debug("the index cannot say why something is missing: %s", error)
+        reasons: Counter[Reason] = Counter()
         for miss, key, at in waiting:
             there, others = _of_its_time(key, at, known.get(key.source, ()))
             if there:
                 lost.append(key.digest)
-            miss.explain(*_reason(key, fates.get(key.digest), others, there=there))
-            self._tally.count(f"miss {miss.reason}")
+            reason, parts = _reason(key, fates.get(key.digest), others, there=there)
+            miss.explain(reason, parts)
+            reasons[reason] += 1
+        for reason, count in reasons.items():
+            self._tally.count(f"miss {reason}", count)
         if self._writable:
             self._forget(lost)
 

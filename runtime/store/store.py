@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import sqlite3
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -205,6 +206,24 @@ class EmbeddingStore:
     def write_meanwhile(self) -> None:
         """Pictures are about to be decoded: a thread writes what is to be kept, if it is much."""
         self._keeping.write_meanwhile()
+
+    def is_behind(self) -> bool:
+        """Whether so much waits that it should be written before more pictures are decoded."""
+        return self._keeping.is_behind()
+
+    def write_until(self, stop: threading.Event | None) -> None:
+        """Write what is to be kept, until told to stop; a mistake is logged, not raised.
+
+        Args:
+            stop: None to write all of it, and to tell the index if need be.
+        """
+        try:
+            if stop is None:
+                self._keeping.drain()
+            else:
+                self._keeping.write_until(stop)
+        except Exception:
+            logger.exception("entries could not be written")
 
     def flush(self) -> None:
         """Write what is to be written, and tell the index what was written and used."""

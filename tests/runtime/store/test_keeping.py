@@ -113,12 +113,12 @@ def test_what_waits_is_written_by_many_or_after_a_while(
     assert written == [3]
     monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
     store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(10, 150)], later=True)
-    assert written == [3, 64, 64]
+    assert written == [3, 128]
     assert not entry_path(folder, key_of(149)).exists()
     assert isinstance(store.get(key_of(149)), Hit)
-    large = np.ones((2**10, 2**9), np.float32)
+    large = np.ones((2**12, 2**10), np.float32)
     store.put_all([(key_of(n), large, (1, 1)) for n in range(200, 203)], later=True)
-    assert written == [3, 64, 64, 15]
+    assert written == [3, 128, 15]
     store.close()
     assert entry_path(folder, key_of(149)).exists()
 
@@ -153,3 +153,86 @@ def test_enough_is_written_by_the_thread_when_pictures_are_decoded(
     assert ends.wait(30)
     assert written == [(16, False), (1, False)]
     assert entry_path(folder, key_of(20)).exists()
+
+
+def noted_writes(store: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many entries are written each time, from now on."""
+    written: list[int] = []
+    write = store._ledger.write
+
+    def noted(entries: Any, notice: Any) -> tuple[int, int]:
+        written.append(len(entries))
+        return write(entries, notice)
+
+    monkeypatch.setattr(store._ledger, "write", noted)
+    return written
+
+
+def test_a_reader_without_a_picture_writes_until_it_is_told_to_stop(
+    opened: Opener, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
+    store = opened()
+    keep(store, 0)  # from now on there is room that the index has granted
+    written = noted_writes(store, monkeypatch)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(1, 11)], later=True)
+    stop = threading.Event()
+    stop.set()
+    store.write_until(stop)
+    assert written == []
+    stop.clear()
+    tell = store._ledger._tell
+    monkeypatch.setattr(store._ledger, "_tell", lambda _: pytest.fail("it takes too long"))
+    store.write_until(stop)
+    assert written == [4, 4, 2]
+    assert entry_path(folder, key_of(10)).exists()
+
+    def stops(entries: Any, notice: Any) -> tuple[int, int]:
+        stop.set()
+        written.append(len(entries))
+        return len(entries), 0
+
+    monkeypatch.setattr(store._ledger, "write", stops)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(11, 21)], later=True)
+    store.write_until(stop)
+    assert written == [4, 4, 2, 4]
+    monkeypatch.setattr(store._ledger, "_tell", tell)
+
+
+def test_a_store_that_is_behind_says_so(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
+    store = opened()
+    keep(store, 0)
+    assert not store.is_behind()
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(1, 48)], later=True)
+    assert not store.is_behind()
+    store.put(key_of(48), values_of(48), (1, 1))  # after the others
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(50, 98)], later=True)
+    assert store.is_behind()
+    store.write_until(None)
+    assert not store.is_behind()
+    assert store.totals()[0] == 97
+    monkeypatch.setattr(store._ledger, "_late", lambda: True)  # the index is to be told
+    assert not store.is_behind()  # but nothing needs it
+    written = noted_writes(store, monkeypatch)
+    store.put_all([(key_of(99), values_of(99), (1, 1))], later=True)
+    assert store.is_behind()
+    store.write_until(threading.Event())
+    assert written == []
+    store.write_until(None)
+    assert written == [1]
+
+
+def test_who_writes_for_others_tells_the_log_of_a_mistake(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keeping_module, "_SECONDS", 1000.0)
+    store = opened()
+    keep(store, 0)
+    store.put_all([(key_of(1), values_of(1), (1, 1))], later=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._ledger, "write", lambda *_: 1 // 0)
+        store.write_until(threading.Event())
+    assert "could not be written" in caplog.text
+    store.write_until(threading.Event())
+    assert isinstance(store.get(key_of(0)), Hit)
