@@ -34,8 +34,8 @@ from primelens.options import CacheOptions, CaptionOptions
 __all__ = ["BATCHES", "ROUNDS", "Loss", "throughput_loss"]
 
 BATCH = 16  # pictures at once
-BATCHES = 16  # in a turn
-ROUNDS = 40
+BATCHES = 32  # in a turn
+ROUNDS = 24
 
 Work = Callable[[list[bytes]], object]
 

@@ -42,7 +42,7 @@ __all__ = ["Keeping", "Unmeasured"]
 
 logger = logging.getLogger("primelens.store")
 
-_WORTH, _BYTES_WORTH = 16, 2**20  # entries that are worth writing, while pictures are decoded
+_WORTH, _BYTES_WORTH = 8, 2**20  # entries that are worth writing, while pictures are decoded
 _AT_ONCE, _BYTES_AT_ONCE = 128, 2**25  # that are too many to wait on
 _BEHIND = 48  # that are written before pictures are decoded
 _FEW = 4  # at a time, by who may be told to stop

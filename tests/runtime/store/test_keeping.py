@@ -139,19 +139,19 @@ def test_enough_is_written_by_the_thread_when_pictures_are_decoded(
         return result
 
     monkeypatch.setattr(store._ledger, "write", noted)
-    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(15)], later=True)
+    store.put_all([(key_of(n), values_of(n), (1, 1)) for n in range(7)], later=True)
     store.write_meanwhile()  # too few
     store.put_all([(key_of(15), values_of(15), (1, 1))], later=True)
     assert not ends.wait(0.2)
     store.write_meanwhile()
     assert ends.wait(30)
-    assert written == [(16, False)]
+    assert written == [(8, False)]
     large = np.ones((2**9, 2**9), np.float32)
     ends.clear()
     store.put_all([(key_of(20), large, (1, 1))], later=True)
     store.write_meanwhile()
     assert ends.wait(30)
-    assert written == [(16, False), (1, False)]
+    assert written == [(8, False), (1, False)]
     assert entry_path(folder, key_of(20)).exists()
 
 
