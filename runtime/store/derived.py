@@ -46,17 +46,18 @@ class DerivedTensors:
     def __init__(self, cap: int) -> None:
         self.memory: MemoryTier[str, dict[str, Array]] = MemoryTier(cap)
         self.hits = self.misses = 0
-        self._noted: MemoryTier[str, bool] = MemoryTier(_NOTED if cap else 0)
+        self._noted: MemoryTier[tuple[str, str, str], bool] = MemoryTier(_NOTED if cap else 0)
         self._lock = threading.Lock()
 
     def tier(self, head: str, connector: str) -> DerivedTier:
         """The share of the head whose weights and connector graph have these digests."""
         return DerivedTier(self, head, connector)
 
-    def comes_again(self, key: str) -> bool:
-        """Whether this key was noted before; it is now."""
-        known = self._noted.get(key) is not None
-        self._noted.put(key, True, 1)
+    def comes_again(self, head: str, connector: str, entry: str) -> bool:
+        """Whether this was noted before; it is now."""
+        whole = head, connector, entry  # hashing them for a key would cost as much as the noting
+        known = self._noted.get(whole) is not None
+        self._noted.put(whole, True, 1)
         return known
 
     def count(self, *, hit: bool, pictures: int) -> None:
@@ -110,10 +111,11 @@ class DerivedTier:
     def keep(self, entries: Sequence[str | None], buffers: Mapping[str, Array]) -> None:
         """Hold copies of the rows that the connector wrote, of pictures that come again."""
         for row, entry in enumerate(entries):
-            if entry is None or not self.tensors.comes_again(key := self.key(entry)):
+            if entry is None or not self.tensors.comes_again(self.head, self.connector, entry):
                 continue
             held = {name: values[row].copy() for name, values in buffers.items()}
-            self.tensors.memory.put(key, held, sum(values.nbytes for values in held.values()))
+            nbytes = sum(values.nbytes for values in held.values())
+            self.tensors.memory.put(self.key(entry), held, nbytes)
 
 
 @lru_cache(maxsize=64)
