@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "ImageEncoder",
+    "LookedUp",
     "Prepared",
     "PreparedVideo",
     "check_batch_size",
