@@ -134,10 +134,13 @@ class ImageEncoder:
 
     def prepare(self, image: ImageSource | EncodedImage) -> Item:
         """Read and preprocess a picture or video, unless it is encoded or kept already."""
+        if self.kept and not isinstance(image, EncodedImage):
+            self.kept.store.write_meanwhile()
+        return self._prepared(image)
+
+    def _prepared(self, image: ImageSource | EncodedImage) -> Item:
         if isinstance(image, EncodedImage):
             return image
-        if self.kept:
-            self.kept.store.write_meanwhile()
         if isinstance(image, Video):
             return self._video(image)
         if isinstance(image, np.ndarray) and image.ndim == 4:
@@ -230,13 +233,16 @@ class ImageEncoder:
 
     def attempt(self, image: ImageSource | EncodedImage) -> Item | Failure:
         """`prepare`, with a `Failure` row for a picture that cannot be read."""
-        return self._attempt_rest(image, None)
+        try:
+            return self.prepare(image)
+        except InputError as error:
+            return Failure(name_of(image), error)
 
     def _attempt_rest(self, image: ImageSource | EncodedImage, found: Found) -> Item | Failure:
-        """`attempt`, from what was found of the picture before."""
+        """`attempt` by one of several readers, from what was found of the picture before."""
         try:
             if found is None:
-                return self.prepare(image)
+                return self._prepared(image)
             return self._decoded(found) if isinstance(found, LookedUp) else found
         except InputError as error:
             return Failure(name_of(image), error)

@@ -133,6 +133,9 @@ class LazyKey:
         source: digest of the picture or of the video's file.
         frame: which frame of a video.
 
+    Raises:
+        ValueError: the source is no lower-case SHA-256.
+
     Attributes:
         digest, source, frame, tower, variant, dtype, tap: what those of the `EntryKey` will be.
     """
@@ -140,6 +143,8 @@ class LazyKey:
     __slots__ = ("_tap", "_whole", "digest", "frame", "source")
 
     def __init__(self, tap: TapKeys, source: str, frame: Frame | None = None) -> None:
+        if not _DIGEST.fullmatch(source):
+            raise ValueError(f"source {source!r} is not a SHA-256 in hexadecimal")
         self._tap, self.source, self.frame = tap, source, frame
         self._whole: EntryKey | None = None
         before, after = tap.around if frame is None else tap.around_frame(frame)
@@ -167,7 +172,7 @@ class LazyKey:
 
     @property
     def whole(self) -> EntryKey:
-        """The key with its parts; raises ValueError as `EntryKey` does."""
+        """The key with its parts."""
         if self._whole is None:
             self._whole = self._tap.key(self.source, self.frame, self.digest)
         return self._whole
@@ -203,9 +208,7 @@ class TapKeys:
         return EntryKey(self.tower, self.variant, self.dtype, _SOURCE, tap=self.tap)
 
     def key(self, source: str, frame: Frame | None, digest: str) -> EntryKey:
-        """A key whose digest is known; of its parts only the source has not been checked yet."""
-        if not _DIGEST.fullmatch(source):
-            raise ValueError(f"source {source!r} is not a SHA-256 in hexadecimal")
+        """A key whose digest is known, and whose parts have been checked."""
         key = object.__new__(EntryKey)
         vars(key).update(vars(self._any), source=source, frame=frame, digest=digest)
         return key

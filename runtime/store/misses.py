@@ -60,8 +60,7 @@ class Misses:
         with self._ledger.lock:  # another thread may be about to give them
             waiting = []
             while self._waiting:
-                miss, key, at = self._waiting.popleft()
-                waiting.append((miss, key, at))
+                waiting.append(self._waiting.popleft())
             if waiting:
                 self._explain(waiting)
 

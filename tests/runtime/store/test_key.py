@@ -61,7 +61,17 @@ def test_every_part_changes_the_digest_and_is_named(change: dict[str, Any], part
 def test_a_key_put_together_later_is_the_same(key: EntryKey) -> None:
     lazy = LazyKey(TapKeys(key.tower, key.variant, key.dtype, "states"), key.source, key.frame)
     assert (lazy.digest, lazy.dtype, lazy.whole) == (key.digest, key.dtype, key)
-    assert lazy.whole.tap == "states"
+    assert lazy.tap == lazy.whole.tap == "states"
+    assert (lazy.tower, lazy.variant) == (key.tower, key.variant)
+    assert (lazy.source, lazy.frame) == (key.source, key.frame)
+    assert lazy.document() == key.document()
+
+
+@pytest.mark.parametrize("source", ["", "a" * 63, "A" * 64, 'x","tower":"' + "a" * 53])
+def test_a_source_that_is_no_digest_never_becomes_a_key(source: str) -> None:
+    """It would be written between quotes as it is."""
+    with pytest.raises(ValueError, match="not a SHA-256"):
+        LazyKey(TapKeys(TOWER, "fp32", "fp32", "states"), source)
 
 
 def test_the_name_of_the_tap_is_a_label() -> None:
