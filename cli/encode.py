@@ -70,14 +70,16 @@ def encode(ctx: click.Context, /, images: tuple[str, ...], **chosen: Any) -> Non
     model = primelens.load(chosen["model"], options=loading, cache=cache)
     entries = expand(images)
     counts = {"hit": 0, "miss": 0, "failed": 0}
-    with progress(len(entries)) as bar:
-        for name, item in _encoded(model, entries, chosen["batch_size"]):
-            counts[_write(name, item, as_json=chosen["as_json"])] += 1
-            bar.update(1)
-    stats = model.cache_stats()
-    model.close()
-    not_kept = stats.not_kept if stats else 0
-    _summary(counts, not_kept, str(chosen["folder"]))
+    try:
+        with progress(len(entries)) as bar:
+            for name, item in _encoded(model, entries, chosen["batch_size"]):
+                counts[_write(name, item, as_json=chosen["as_json"])] += 1
+                bar.update(1)
+    finally:  # whoever interrupts it is told how far it came, too
+        stats = model.cache_stats()
+        model.close()
+        not_kept = stats.not_kept if stats else 0
+        _summary(counts, not_kept, str(chosen["folder"]))
     if counts["failed"] or not_kept:
         ctx.exit(1)
 

@@ -34,5 +34,5 @@ def progress(total: int) -> Iterator[Progress]:
     if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
         yield _Silent()
         return
-    with click.progressbar(length=total, label="captioning", file=sys.stderr) as bar:
+    with click.progressbar(length=total, label="pictures", file=sys.stderr) as bar:
         yield bar

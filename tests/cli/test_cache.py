@@ -224,6 +224,8 @@ def towered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def encode_batch(paths: list[str], *, batch_size: int) -> Iterator[EncodedImage | Failure]:
         for path in paths:
+            if Path(path).name == "interrupt.png":
+                raise KeyboardInterrupt
             if Path(path).name.startswith("bad"):
                 yield Failure(path, ImageError(f"{path} is no picture."))
                 continue
@@ -280,3 +282,15 @@ def test_encode_without_failures_ends_well(run: Run, towered: list[Any], tmp_pat
     result = run("encode", tmp_path / "new.png", "--cache", tmp_path / "kept")
     assert (result.exit_code, result.stdout) == (0, "")
     assert run("encode", tmp_path / "new.png").exit_code == 2  # no --cache
+
+
+def test_whoever_interrupts_encode_is_told_how_far_it_came(
+    run: Run, towered: list[Any], tmp_path: Path
+) -> None:
+    names = ("known.png", "new.png", "interrupt.png", "never.png")
+    for name in names:
+        (tmp_path / name).touch()
+    result = run("encode", *(tmp_path / name for name in names), "--cache", tmp_path / "kept")
+    assert result.exit_code != 0
+    assert "1 encoded, 1 kept before" in result.stderr
+    assert towered[-1] == "closed"  # and everything is written

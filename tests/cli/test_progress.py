@@ -49,7 +49,7 @@ def _run(total: int, *, stdout_is_terminal: bool, stderr_is_terminal: bool) -> t
 def test_it_is_shown_where_only_standard_error_is_a_terminal() -> None:
     output, shown = _run(3, stdout_is_terminal=False, stderr_is_terminal=True)
     assert output == "caption 0\ncaption 1\ncaption 2\n"
-    assert "captioning" in shown
+    assert "pictures" in shown
     assert "100%" in shown
 
 
